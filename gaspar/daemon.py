@@ -1,0 +1,156 @@
+"""Puts a daemon together: its listeners, its private directory, its scoreboard, and who runs what."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from . import address
+from .address import Address
+from .consumer import Consumer
+from .errors import BindError, HandlerLoadError
+from .limits import MAX_PROCESSES, Limits
+from .process import Lifeline, fork
+from .scoreboard import Scoreboard
+from .supervisor import Exit, Supervisor
+from .wire import Kind
+
+log = logging.getLogger(__name__)
+
+_SLOTS = 2 * MAX_PROCESSES
+
+
+def serve(
+    load: Callable[[], Consumer], addresses: list[Address], limits: Limits, caller: Lifeline | None = None
+) -> int:
+    """Be a daemon until asked to stop: this process becomes its supervisor.
+
+    Args:
+        load: returns the Consumer; called in the forker's process.
+        caller: the lifeline to the program that started the daemon, if there is one.
+
+    Returns:
+        The exit code.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for each in addresses:
+            listeners.append(address.listen(each))
+    except BindError as error:
+        log.error("cannot start: %s", error.strerror)
+        _close_all(listeners)
+        if caller:
+            caller.send(Kind.BIND_FAILED, errno=error.errno, message=error.strerror)
+        return Exit.BIND
+    where = [address.bound(listener) for listener in listeners]
+    for each in where:
+        if not each.is_local:
+            log.warning("%s can be reached from other machines, and the protocol has no authentication", each)
+    folder = tempfile.mkdtemp(prefix="gaspar-", dir=_short_folder())
+    scoreboard = Scoreboard(_SLOTS)
+    supervisor = Supervisor(
+        front=lambda generation: partial(_front, listeners, folder, limits, generation),
+        forker=partial(_forker, load, folder, scoreboard, limits, listeners),
+        limits=limits,
+        addresses=[str(each) for each in where],
+        close_listeners=partial(_close_all, listeners),
+        caller=caller,
+    )
+    try:
+        return supervisor.run()
+    finally:
+        _close_all(listeners)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Found(NamedTuple):
+    """What `check` found."""
+
+    what: str  # a description of the handler
+    load_seconds: float
+    fork_seconds: float  # until a consumer was set up
+    pid: int  # of that consumer
+
+
+@contextlib.contextmanager
+def check(load: Callable[[], Consumer], limits: Limits) -> Iterator[Found]:
+    """Load the handler and set up one consumer, which lives while the context does.
+
+    Raises:
+        HandlerLoadError: one of the two failed.
+    """
+    folder = tempfile.mkdtemp(prefix="gaspar-", dir=_short_folder())
+    began = time.monotonic()
+    child = fork(partial(_forker, load, folder, Scoreboard(1), limits, []), "gaspar:forker")
+    try:
+        loaded = _expect(child.lifeline, Kind.LOADED)
+        forked = time.monotonic()
+        child.lifeline.send(Kind.FORK, number=1, slot=0)
+        ready = _expect(child.lifeline, Kind.CONSUMER_READY)
+        yield Found(loaded["what"], forked - began, time.monotonic() - forked, ready["pid"])
+    finally:
+        child.lifeline.close()  # end-of-file: it leaves, with its consumer
+        os.waitpid(child.pid, 0)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _expect(lifeline: Lifeline, kind: Kind) -> dict[str, Any]:
+    while True:
+        lifeline.wait(None)
+        records = lifeline.recv()
+        for record in records or ():
+            if record.kind is kind:
+                return record.fields
+            if record.kind in (Kind.LOAD_FAILED, Kind.SETUP_FAILED):
+                raise HandlerLoadError(record.fields["message"], record.fields["traceback"])
+            if record.kind is Kind.CONSUMER_GONE:
+                raise HandlerLoadError(f"a consumer ended before it was ready: {record.fields['exit']}")
+        if records is None:
+            raise HandlerLoadError("the process that loads the handler ended")
+
+
+def _front(listeners: list[socket.socket], folder: str, limits: Limits, generation: int, lifeline: Lifeline) -> int:
+    from . import front
+
+    return front.main(listeners, folder, limits, generation, lifeline)
+
+
+def _forker(
+    load: Callable[[], Consumer],
+    folder: str,
+    scoreboard: Scoreboard,
+    limits: Limits,
+    listeners: list[socket.socket],
+    lifeline: Lifeline,
+) -> int:
+    from . import forker
+
+    for listener in listeners:
+        listener.close()
+    return forker.main(load, folder, scoreboard, limits, lifeline)
+
+
+def _short_folder() -> str:
+    """Return where the private directory goes: a Unix address in it has to fit into 108 bytes."""
+    for folder in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
+        if folder and len(os.fsencode(folder)) <= 60 and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return tempfile.gettempdir()
+
+
+def _close_all(listeners: list[socket.socket]) -> None:
+    for listener in listeners:
+        if listener.fileno() >= 0:
+            where = address.bound(listener)
+            listener.close()
+            if where.path:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(where.path)

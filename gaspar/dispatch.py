@@ -1,0 +1,254 @@
+"""Who gets which job, who holds what, what is taken back, lost or late.
+
+Pure: no socket, clock, process or logging. What happened goes in, with the time; decisions come out.
+A job is in exactly one place: waiting, in flight on one consumer, or answered.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from .limits import AUTO_DEPTH
+from .wire import job_number
+
+MAX_AUTO_DEPTH = 8
+MIN_AUTO_DEPTH = 2  # one runs, one is on its way
+AUTO_WORK = 1000.0  # microseconds of work that automatic depth puts behind the job that runs
+PATIENCE = 0.004  # seconds that a job may run before what is behind it is taken back
+_SMOOTHING = 1 / 32  # weight of the newest job in the mean run time
+
+
+class Job:
+    """A request on its way: its number (also its age, smaller is older), payload and whose it is."""
+
+    __slots__ = ("arrived", "client", "number", "payload")
+
+    def __init__(self, number: int, payload: bytes | bytearray, client: Any, arrived: float) -> None:
+        self.number = number
+        self.payload = payload
+        self.client = client
+        self.arrived = arrived  # seconds, monotonic
+
+    def __lt__(self, other: Job) -> bool:
+        return self.number < other.number
+
+
+class _Consumer:
+    __slots__ = ("dry", "in_flight", "level", "number", "retiring", "since", "stalled")
+
+    def __init__(self, number: int, now: float) -> None:
+        self.number = number
+        self.in_flight: dict[int, Job] = {}
+        self.level = 0  # the index of the level it stands in
+        self.since = now  # when it last finished a job, or was given one while it had none
+        self.dry = False  # nothing in its claim pipe: all it holds has begun
+        self.stalled = False  # its job is a long one: nothing is put behind it until it ends
+        self.retiring = False
+
+
+class Dispatcher:
+    """The tables of one front.
+
+    Args:
+        generation: the front's; part of each job's number.
+        depth: jobs in flight per consumer, or AUTO_DEPTH.
+    """
+
+    def __init__(self, generation: int, depth: int = AUTO_DEPTH) -> None:
+        self._generation = generation
+        self._counter = 0
+        self._waiting: deque[Job] = deque()
+        self._again: list[Job] = []  # a heap: taken back from consumers, older than all that wait
+        self._consumers: dict[int, _Consumer] = {}
+        self._holder: dict[int, _Consumer] = {}  # by number of the job in flight
+        self._lost: dict[int, Job] = {}  # begun by a consumer that died; a result may still come
+        self._auto = depth == AUTO_DEPTH
+        self.depth = MIN_AUTO_DEPTH if self._auto else depth
+        self._mean_run = AUTO_WORK  # microseconds
+        # level n: the consumers with n jobs in flight, the one that came there first, first;
+        # the last level: those that get nothing now (full, stalled, retiring)
+        self._levels: list[dict[int, _Consumer]] = [{} for _ in range(max(self.depth, MAX_AUTO_DEPTH) + 1)]
+
+    # ---- what is where ----
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no consumer has."""
+        return len(self._waiting) + len(self._again)
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that are with consumers."""
+        return len(self._holder) + len(self._lost)
+
+    @property
+    def pending(self) -> int:
+        """Jobs that are not answered."""
+        return self.waiting + self.in_flight
+
+    @property
+    def consumers(self) -> list[int]:
+        """The numbers of all consumers that are not retiring."""
+        return [each.number for each in self._consumers.values() if not each.retiring]
+
+    # ---- consumers come and go ----
+
+    def add_consumer(self, number: int, now: float) -> None:
+        """A consumer is ready."""
+        self._consumers[number] = consumer = _Consumer(number, now)
+        self._levels[0][number] = consumer
+
+    def retire_consumer(self, number: int) -> None:
+        """Give this consumer nothing more; the caller takes back what it has not begun."""
+        if consumer := self._consumers.get(number):
+            consumer.retiring = True
+            self._place(consumer)
+
+    def is_retired(self, number: int) -> bool:
+        """True if a retiring consumer holds nothing any more."""
+        consumer = self._consumers.get(number)
+        return consumer is not None and consumer.retiring and not consumer.in_flight
+
+    def lose_consumer(self, number: int, unbegun: Iterable[int]) -> list[Job]:
+        """A consumer is dead: what it had not begun waits again, ahead of the queue.
+
+        Args:
+            unbegun: the job numbers that its claim pipe still held.
+
+        Returns:
+            The jobs that it had begun, oldest first. Their results may still come (`done`), or they
+            are given up (`give_up`).
+        """
+        self.give_back(number, unbegun)
+        consumer = self._consumers.pop(number, None)
+        if consumer is None:
+            return []
+        del self._levels[consumer.level][number]
+        begun = list(consumer.in_flight.values())
+        for job in begun:
+            del self._holder[job.number]
+            self._lost[job.number] = job
+        return begun
+
+    def give_up(self, number: int) -> bool:
+        """Expect no result of a dead consumer's job any more. False if it came."""
+        return self._lost.pop(number, None) is not None
+
+    # ---- jobs ----
+
+    def submit(self, payload: bytes | bytearray, client: Any, now: float) -> Job:
+        """A request is complete: it waits."""
+        self._counter += 1
+        job = Job(job_number(self._generation, self._counter), payload, client, now)
+        self._waiting.append(job)
+        return job
+
+    def assign(self, now: float) -> list[tuple[int, Job]]:
+        """Deal out what waits, the oldest to the least loaded.
+
+        Returns:
+            (consumer, job) pairs, in the order in which they are to be sent.
+        """
+        pairs: list[tuple[int, Job]] = []
+        level = 0
+        while self._waiting or self._again:
+            while level < self.depth and not self._levels[level]:
+                level += 1
+            if level >= self.depth:
+                break
+            job = heapq.heappop(self._again) if self._again else self._waiting.popleft()
+            consumer = next(iter(self._levels[level].values()))
+            if not consumer.in_flight:
+                consumer.since = now
+            consumer.in_flight[job.number] = job
+            consumer.dry = False
+            self._holder[job.number] = consumer
+            self._place(consumer)
+            pairs.append((consumer.number, job))
+        return pairs
+
+    def done(self, number: int, ran: int, now: float) -> Job | None:
+        """A result has come.
+
+        Args:
+            number: the job's.
+            ran: microseconds.
+
+        Returns:
+            The job, or None if nobody waits for it any more.
+        """
+        consumer = self._holder.pop(number, None)
+        if consumer is None:
+            return self._lost.pop(number, None)
+        job = consumer.in_flight.pop(number)
+        consumer.since = now
+        consumer.stalled = False
+        if self._auto:
+            self._adapt(ran)
+        self._place(consumer)
+        return job
+
+    def give_back(self, consumer_number: int, numbers: Iterable[int]) -> None:
+        """The numbers were read from a consumer's claim pipe: these jobs wait again, ahead of the queue."""
+        consumer = self._consumers.get(consumer_number)
+        if consumer is None:
+            return
+        for number in numbers:
+            job = consumer.in_flight.pop(number, None)
+            if job is not None:
+                del self._holder[number]
+                heapq.heappush(self._again, job)
+        self._place(consumer)
+
+    def emptied(self, consumer_number: int) -> None:
+        """A consumer's claim pipe was found empty: all that it holds has begun."""
+        if consumer := self._consumers.get(consumer_number):
+            consumer.dry = True
+
+    # ---- what is to be taken back ----
+
+    def donor(self) -> int | None:
+        """Name a consumer that may hold unbegun jobs while another one is idle and nothing waits."""
+        if not self._levels[0] or len(self._holder) < 2 or self.waiting:
+            return None
+        for level in reversed(self._levels[2:]):
+            for consumer in level.values():
+                if not consumer.dry and len(consumer.in_flight) > 1:
+                    return consumer.number
+        return None
+
+    def overdue(self, now: float) -> list[int]:
+        """Name the consumers whose job has run for longer than PATIENCE with others behind it.
+
+        Until that job ends nothing more is put behind it.
+        """
+        found = []
+        for consumer in self._consumers.values():
+            if len(consumer.in_flight) > 1 and not consumer.dry and now - consumer.since >= PATIENCE:
+                consumer.stalled = True
+                self._place(consumer)
+                found.append(consumer.number)
+        return found
+
+    @property
+    def watched(self) -> bool:
+        """True while some consumer has a job behind another, so that `overdue` is to be asked."""
+        return any(len(each.in_flight) > 1 and not each.dry for each in self._consumers.values())
+
+    # ---- inside ----
+
+    def _place(self, consumer: _Consumer) -> None:
+        closed = consumer.retiring or (consumer.stalled and consumer.in_flight)
+        level = len(self._levels) - 1 if closed else len(consumer.in_flight)
+        if level != consumer.level:
+            del self._levels[consumer.level][consumer.number]
+            self._levels[level][consumer.number] = consumer
+            consumer.level = level
+
+    def _adapt(self, ran: int) -> None:
+        self._mean_run += (ran - self._mean_run) * _SMOOTHING
+        wanted = 1 + int(AUTO_WORK / max(self._mean_run, 1.0))
+        self.depth = max(MIN_AUTO_DEPTH, min(MAX_AUTO_DEPTH, wanted))

@@ -1,0 +1,116 @@
+"""The one place that imports eventlet: what the front uses of it. Imported in the front's process only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("EVENTLET_NO_GREENDNS", "yes")  # the front looks up no names; halves the import
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")  # docs/design.rst says why we use it
+    import eventlet
+    from eventlet import event, hubs
+
+log = logging.getLogger(__name__)
+
+
+def start() -> None:
+    """Begin with a hub of this process's own: an inherited one shares its epoll set with the parent."""
+    hubs.use_hub()
+
+
+def watch(fd: int, callback: Callable[[], None]) -> Callable[[], None]:
+    """Call `callback` from the hub whenever the descriptor is readable; it must not wait for anything.
+
+    Returns:
+        A function that ends this.
+    """
+
+    def on_readable(_fd: int) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("unexpected error")
+
+    hub = hubs.get_hub()
+    listener = hub.add(hub.READ, fd, on_readable, on_readable, None)
+    return lambda: hub.remove(listener)
+
+
+def wait_readable(fd: int, seconds: float) -> bool:
+    """Let others run until the descriptor is readable. False if `seconds` have passed."""
+    return _wait(seconds, fd, read=True)
+
+
+def wait_writable(fd: int, seconds: float) -> bool:
+    """Let others run until the descriptor is writable. False if `seconds` have passed."""
+    return _wait(seconds, fd, write=True)
+
+
+class _TimeUp(Exception):
+    pass
+
+
+def _wait(seconds: float, fd: int, **direction: bool) -> bool:
+    try:
+        hubs.trampoline(fd, timeout=max(0.0, seconds), timeout_exc=_TimeUp, **direction)
+    except _TimeUp:
+        return False
+    return True
+
+
+def pause(seconds: float) -> None:
+    """Let others run for a while; 0: for one turn of the hub."""
+    eventlet.sleep(seconds)
+
+
+def spawn(function: Callable[..., None], *args: Any) -> Any:
+    """Run a function as a green thread, which may wait. Returns what `kill` takes."""
+
+    def run() -> None:
+        try:
+            function(*args)
+        except Exception:
+            log.exception("unexpected error")
+
+    return eventlet.spawn(run)
+
+
+def kill(thread: Any) -> None:
+    """End a green thread where it waits."""
+    eventlet.kill(thread)
+
+
+def later(seconds: float, callback: Callable[[], None]) -> None:
+    """Call `callback` from the hub in `seconds`; it must not wait for anything."""
+
+    def on_time() -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("unexpected error")
+
+    hubs.get_hub().schedule_call_global(seconds, on_time)
+
+
+class Latch:
+    """Holds the main green thread until it is opened."""
+
+    def __init__(self) -> None:
+        self._event = event.Event()
+
+    def open(self) -> None:
+        """Let the waiter go; more than once does no harm."""
+        if not self._event.ready():
+            self._event.send(None)
+
+    def wait(self) -> None:
+        """Let others run until it is open."""
+        self._event.wait()
+
+
+monotonic = time.monotonic

@@ -1,0 +1,304 @@
+"""One client of the one-shot protocol: its request read, its reply written, its connection ended (docs/protocol.rst).
+
+What the kernel has at once is done at once, in the hub's callback. Only a client that makes us wait,
+because it sends or reads slowly, gets a green thread.
+
+Failure is the default, success an act: a TCP connection inherits SO_LINGER(1, 0), so that closing it is
+a reset until a whole reply is with the kernel. A Unix socket has no reset, but closing one with something
+unread gives the client ECONNRESET: there the last byte that came is left unread until the reply is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import struct
+from typing import Any, Protocol
+
+from . import green
+from .address import Address
+from .errors import BadFrame, Failure, RequestError
+from .limits import Limits
+from .wire import OneShotParser
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 65536  # bytes: the first read; holds the whole request nearly always
+_WINDOW = 65536  # bytes that each further read_timeout must bring
+_TURN = 4 * 1024 * 1024  # bytes read or written before others have their turn
+_FIN_ON_CLOSE = struct.pack("ii", 0, 0)
+_DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 1024 * 1024  # how long a client's needless bytes are read after its reply
+_RDHUP = getattr(select, "POLLRDHUP", 0)  # Linux
+_IDLE_TURNS, _IDLE_PAUSE = 50, 0.02  # turns of the hub to spin for a Unix client, then seconds to pause at most
+
+
+class Door(Protocol):
+    """What a client's connection needs of the front."""
+
+    limits: Limits
+    busy: set[OneShot]  # those with a green thread
+
+    def submit(self, payload: bytes | bytearray, client: Any) -> None:
+        """A request is complete."""
+
+
+class OneShot:
+    """A TCP client."""
+
+    __slots__ = ("_door", "_excess", "_parser", "_peer", "_sock", "_thread", "moved", "reading")
+
+    def __init__(self, door: Door, sock: socket.socket, peer: Any) -> None:
+        self._door = door
+        self._sock = sock
+        self._peer = peer
+        self._parser: OneShotParser | None = OneShotParser(door.limits.max_message)
+        self._excess = False  # bytes came after the request
+        self._thread: Any = None
+        self.reading = True
+        self.moved = 0.0  # when a slow client last sent something; seconds, monotonic
+
+    def __str__(self) -> str:
+        return str(Address(*self._peer[:2])) if self._peer else "a Unix client"
+
+    # ---- the request ----
+
+    def begin(self) -> None:
+        """Read what is there."""
+        try:
+            complete = self._advance()
+        except BlockingIOError:
+            complete = False
+        except (OSError, RequestError) as error:
+            self._refuse(error)
+            return
+        if complete:
+            self._submit()
+        elif self._parser is not None:
+            self._spawn(self._read_rest)
+
+    def _advance(self) -> bool:
+        """Take what the kernel has; True if the request is complete.
+
+        Raises:
+            BlockingIOError: nothing new has come.
+            RequestError: what came is no request.
+        """
+        parser = self._parser
+        assert parser is not None
+        if not self._take(parser):
+            parser.eof()
+            self._close(whole=True)  # a probe: connected, sent nothing, left
+            return False
+        return parser.complete
+
+    def _take(self, parser: OneShotParser) -> int:
+        """Feed the parser; returns the number of bytes, 0 at end of stream."""
+        if parser.size < 0:
+            data = self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+            parser.feed(data)
+            return len(data)
+        count = self._sock.recv_into(parser.space(), 0, socket.MSG_DONTWAIT)
+        parser.filled(count)
+        return count
+
+    def _await(self, seconds: float) -> bool:
+        """Let others run until something new has come; False if it did not within `seconds`."""
+        return green.wait_readable(self._sock.fileno(), seconds)
+
+    def _read_rest(self) -> None:
+        parser = self._parser
+        assert parser is not None
+        patience = self._door.limits.read_timeout
+        self.moved = green.monotonic()
+        end = self.moved + patience
+        header, goal, turn = True, parser.missing, 0
+        while True:
+            before = parser.missing if parser.size >= 0 else 0
+            try:
+                complete = self._advance()
+            except BlockingIOError:
+                turn = 0
+                if not self._await(end - green.monotonic()):
+                    self._refuse(TimeoutError(f"{parser.missing} bytes of the request did not come in time"))
+                    return
+                continue
+            except (OSError, RequestError) as error:
+                self._refuse(error)
+                return
+            if self._parser is None:
+                return
+            if complete:
+                self._submit()
+                return
+            self.moved = green.monotonic()
+            if parser.size < 0:
+                continue
+            if header or parser.missing <= goal:  # a window's share has come: the next begins
+                header = False
+                end, goal = self.moved + patience, max(0, parser.missing - _WINDOW)
+            turn += max(0, before - parser.missing)
+            if turn > _TURN:
+                turn = 0
+                green.pause(0)
+
+    def _submit(self) -> None:
+        parser, self._parser = self._parser, None
+        assert parser is not None
+        self.reading = False
+        self._excess = bool(parser.excess)
+        self._door.submit(parser.payload, self)
+
+    def _refuse(self, error: Exception) -> None:
+        if isinstance(error, (ConnectionError, BadFrame)):
+            log.info("%s: %s", self, error)
+        else:
+            log.warning("%s: refused: %s", self, error)
+        self._close(whole=False)
+
+    # ---- the reply ----
+
+    def reply(self, body: bytes | memoryview) -> None:
+        """Send the whole reply, then end the connection so that the client knows that it is whole."""
+        try:
+            sent = self._sock.send(body, socket.MSG_DONTWAIT) if len(body) else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:  # the client is gone
+            log.debug("%s: %s", self, error)
+            self._close(whole=False)
+            return
+        if sent == len(body):
+            self._finish()
+        else:
+            self._spawn(self._write_rest, memoryview(body)[sent:])
+
+    def fail(self, why: Failure) -> None:
+        """End the connection with a reset; the protocol has no room for the reason."""
+        log.debug("%s: %s: %s", self, why.code.name, why.message)
+        self._close(whole=False)
+
+    def _write_rest(self, rest: memoryview) -> None:
+        patience = self._door.limits.write_timeout
+        while rest:
+            if not green.wait_writable(self._sock.fileno(), patience):
+                log.warning("%s: took nothing of its reply for %g s, %d bytes left", self, patience, len(rest))
+                self._close(whole=False)
+                return
+            try:
+                rest = rest[self._sock.send(rest[:_TURN], socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                log.debug("%s: %s", self, error)
+                self._close(whole=False)
+                return
+        self._finish()
+
+    def _finish(self) -> None:
+        """The whole reply is with the kernel."""
+        try:
+            if self._excess or self._came_more():
+                self._promise_whole()
+                self._sock.shutdown(socket.SHUT_WR)
+                self._spawn(self._drain)
+                return
+        except OSError as error:
+            log.debug("%s: %s", self, error)
+        self._close(whole=True)
+
+    def _came_more(self) -> bool:
+        """True if the client sent something after its request: closing over it would be a reset."""
+        try:
+            return bool(self._sock.recv(1, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
+    def _drain(self) -> None:
+        end, left = green.monotonic() + _DRAIN_SECONDS, _DRAIN_BYTES
+        try:
+            while left > 0 and green.wait_readable(self._sock.fileno(), end - green.monotonic()):
+                data = self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+                if not data:
+                    break
+                left -= len(data)
+        except OSError as error:
+            log.debug("%s: %s", self, error)
+        self._close(whole=True)
+
+    # ---- the end ----
+
+    def abort(self) -> None:
+        """End the connection with a reset, whatever it is doing."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            green.kill(thread)
+        self._close(whole=False)
+
+    def _promise_whole(self) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FIN_ON_CLOSE)
+
+    def _spawn(self, function: Any, *args: Any) -> None:
+        self._door.busy.add(self)
+        self._thread = green.spawn(function, *args)
+
+    def _close(self, *, whole: bool) -> None:
+        if self._sock.fileno() < 0:
+            return
+        if whole:
+            try:
+                self._promise_whole()
+            except OSError as error:
+                log.debug("%s: %s", self, error)
+        self._sock.close()
+        self._parser = None
+        self._thread = None
+        self._door.busy.discard(self)
+
+
+class UnixOneShot(OneShot):
+    """A client on a Unix socket."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, door: Door, sock: socket.socket, peer: Any) -> None:
+        super().__init__(door, sock, peer)
+        self._kept = 0  # bytes that the parser has been fed and the kernel still holds: 0 or 1
+
+    def _take(self, parser: OneShotParser) -> int:
+        data = self._sock.recv(_CHUNK, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        new = data[self._kept :]
+        if not new:
+            if data and not self._hung_up():
+                raise BlockingIOError
+            return 0
+        parser.feed(new)
+        # all but the last byte that the parser wanted
+        take = len(data) - len(parser.excess) - 1
+        if take:
+            self._sock.recv(take, socket.MSG_DONTWAIT)
+        self._kept = 1
+        return len(new)
+
+    def _hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._sock.fileno(), _RDHUP)
+        return bool(poll.poll(0))
+
+    def _await(self, seconds: float) -> bool:
+        if not self._kept:
+            return super()._await(seconds)
+        # The unread byte makes the socket readable for ever: look again and again, less and less often.
+        # Edge-triggered events would do better; eventlet has none.
+        end = green.monotonic() + seconds
+        turns = 0
+        while green.monotonic() < end:
+            green.pause(0 if turns < _IDLE_TURNS else min(_IDLE_PAUSE, (turns - _IDLE_TURNS) / 1000))
+            turns += 1
+            if len(self._sock.recv(2, socket.MSG_DONTWAIT | socket.MSG_PEEK)) != self._kept or self._hung_up():
+                return True
+        return False
+
+    def _came_more(self) -> bool:
+        kept, self._kept = self._kept, 0
+        return len(self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)) > kept

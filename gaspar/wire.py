@@ -1,0 +1,197 @@
+"""Every byte layout: one-shot requests, jobs and results between front and consumers, lifeline records.
+
+Pure: no socket, no clock, no logging. Parsers are fed bytes and yield what is complete.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+from typing import Any, NamedTuple
+
+from .errors import BadFrame, TooBig
+
+# ---- one-shot: 4-byte length, payload; the reply ends with the connection ----
+
+LENGTH = struct.Struct("!I")
+MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a length is below 2**30
+
+# ---- jobs and results: native byte order, they never leave the machine ----
+#
+# job     number u64 | apart u8, 7 unused            | payload, unless it is apart in a second 0MQ frame
+# result  number u64 | begun u64 | ran u32 | code u8 | apart u8, 2 unused | body, unless apart
+#
+# begun: nanoseconds of CLOCK_MONOTONIC. ran: microseconds, saturating. code: 0, the body is the reply;
+# else an errors.Code, the body is its JSON detail.
+JOB = struct.Struct("=QB7x")
+RESULT = struct.Struct("=QQIBB2x")
+CLAIM = struct.Struct("=Q")
+APART = 64 * 1024  # bytes; longer payloads travel as a 0MQ frame of their own, which saves copying them
+MAX_U32 = 2**32 - 1
+
+_COUNTER_BITS = 32
+
+
+def job_number(generation: int, counter: int) -> int:
+    """Number a job so that no front of this daemon ever uses the number again."""
+    return generation << _COUNTER_BITS | counter
+
+
+def generation_of(number: int) -> int:
+    """Say which front numbered a job."""
+    return number >> _COUNTER_BITS
+
+
+class Result(NamedTuple):
+    """What a consumer says of one job."""
+
+    number: int
+    begun: int  # nanoseconds, monotonic
+    ran: int  # microseconds
+    code: int  # 0: body is the reply
+    body: bytes | memoryview
+
+
+class OneShotParser:
+    """Read one one-shot request: first its header, then its payload, straight to where it stays.
+
+    Feed what arrives to `feed` until `complete`, then take `payload`. Bytes after the request are
+    left in `excess`. For a long payload, read into `space()` and say `filled(n)`: no copy is made.
+
+    Raises (from feed):
+        TooBig: more bytes are announced than `max_message`; none of them was asked for.
+        BadFrame: the first byte begins another protocol's name.
+    """
+
+    def __init__(self, max_message: int) -> None:
+        self._max_message = max_message
+        self._header = b""
+        self._have = 0
+        self.size = -1  # bytes announced; -1 while the header is not complete
+        self.payload: bytes | bytearray = b""
+        self.excess = b""
+
+    @property
+    def complete(self) -> bool:
+        """True when the whole request is there."""
+        return self._have == self.size
+
+    @property
+    def begun(self) -> bool:
+        """True when at least one byte has come."""
+        return bool(self._header) or self.size >= 0
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come, as far as is known."""
+        return LENGTH.size - len(self._header) if self.size < 0 else self.size - self._have
+
+    def feed(self, data: bytes) -> None:
+        """Take what came next."""
+        if self.size < 0:
+            data = self._feed_header(data)
+            if self.size < 0:
+                return
+            if len(data) >= self.size:  # the usual case: all of it at once
+                self.payload = data[: self.size]
+                self.excess = data[self.size :]
+                self._have = self.size
+                return
+            self.payload = bytearray(self.size)
+        part = data[: self.missing]
+        if part:
+            self.payload[self._have : self._have + len(part)] = part  # type: ignore[index]
+            self._have += len(part)
+        self.excess += data[len(part) :]
+
+    def space(self) -> memoryview:
+        """Return where the missing part of the payload is to be read to."""
+        return memoryview(self.payload)[self._have :]
+
+    def filled(self, count: int) -> None:
+        """Say that `count` bytes were read into `space()`."""
+        self._have += count
+
+    def eof(self) -> None:
+        """Say that no more will come.
+
+        Raises:
+            BadFrame: inside a request.
+        """
+        if self.begun and not self.complete:
+            what = f"{self._have} of {self.size} bytes" if self.size >= 0 else f"{len(self._header)} of 4 header bytes"
+            raise BadFrame(f"the stream ended after {what}")
+
+    def _feed_header(self, data: bytes) -> bytes:
+        header = self._header + data[: LENGTH.size - len(self._header)]
+        rest = data[LENGTH.size - len(self._header) :]
+        self._header = header
+        if header and header[0] > MAX_FIRST_BYTE:
+            raise BadFrame(f"no known protocol begins with {header!r}")
+        if len(header) == LENGTH.size:
+            (size,) = LENGTH.unpack(header)
+            if size > self._max_message:
+                raise TooBig(f"{size} bytes announced, {self._max_message} allowed (--max-message)")
+            self.size = size
+        return rest
+
+
+# ---- lifeline records, between a parent and its child ----
+#
+# size u32 | kind u8 | size bytes of a UTF-8 JSON object
+_RECORD = struct.Struct("!IB")
+MAX_RECORD = 1024 * 1024
+
+
+class Kind(enum.IntEnum):
+    """What a lifeline record says. Ready goes up, orders go down."""
+
+    # consumer -> forker
+    READY = 1  # also front -> supervisor, supervisor -> caller
+    SETUP_FAILED = 2  # message, traceback; also forker -> supervisor
+    # forker -> supervisor
+    LOADED = 10  # threads: names of those that the handler's module left running
+    LOAD_FAILED = 11  # message, traceback; also supervisor -> caller
+    CONSUMER_READY = 12  # number, slot, pid; also supervisor -> front, supervisor -> caller
+    CONSUMER_GONE = 13  # number, pid, exit, given; also supervisor -> front, supervisor -> caller
+    # supervisor -> forker
+    FORK = 20  # number, slot
+    LEAVE = 21  # number, or none for all and itself; also forker -> consumer
+    BIND_FAILED = 14  # errno, message; supervisor -> caller
+    # supervisor -> front, caller -> supervisor
+    DRAIN = 30  # grace: seconds
+    STOP = 31  # at once
+
+
+class Record(NamedTuple):
+    """One lifeline record."""
+
+    kind: Kind
+    fields: dict[str, Any]
+
+
+def encode_record(kind: Kind, fields: dict[str, Any]) -> bytes:
+    """Lay out one lifeline record."""
+    body = json.dumps(fields).encode()
+    return _RECORD.pack(len(body), kind) + body
+
+
+class RecordParser:
+    """Turn the bytes of a lifeline into records."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> list[Record]:
+        """Return the records that are complete."""
+        self._buffer += data
+        records = []
+        while len(self._buffer) >= _RECORD.size:
+            size, kind = _RECORD.unpack_from(self._buffer)
+            end = _RECORD.size + size
+            if len(self._buffer) < end:
+                break
+            records.append(Record(Kind(kind), json.loads(self._buffer[_RECORD.size : end])))
+            self._buffer = self._buffer[end:]
+        return records
