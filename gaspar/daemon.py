@@ -45,10 +45,11 @@ def serve(
         for each in addresses:
             listeners.append(address.listen(each))
     except BindError as error:
-        log.error("cannot start: %s", error.strerror)
         _close_all(listeners)
         if caller:
             caller.send(Kind.BIND_FAILED, errno=error.errno, message=error.strerror)
+        else:
+            log.error("cannot start: %s", error.strerror)
         return Exit.BIND
     where = [address.bound(listener) for listener in listeners]
     for each in where:
@@ -97,8 +98,9 @@ def check(load: Callable[[], Consumer], limits: Limits) -> Iterator[Found]:
         ready = _expect(child.lifeline, Kind.CONSUMER_READY)
         yield Found(loaded["what"], forked - began, time.monotonic() - forked, ready["pid"])
     finally:
-        child.lifeline.close()  # end-of-file: it leaves, with its consumer
+        child.lifeline.send(Kind.LEAVE)
         os.waitpid(child.pid, 0)
+        child.lifeline.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,8 +9,10 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,18 @@ from typing import TYPE_CHECKING
 from .consumer import Consumer, describe, run
 from .errors import HandlerLoadError
 from .limits import Limits
-from .process import Child, Lifeline, Wakeup, describe_exit, die_with_parent, fork, keep_only, wait_readable
+from .process import (
+    FRONT_LOCK,
+    Child,
+    Lifeline,
+    Wakeup,
+    describe_exit,
+    die_with_parent,
+    fork,
+    is_held,
+    keep_only,
+    wait_readable,
+)
 from .scoreboard import DONE, JOB, Scoreboard
 from .wire import Kind, Record
 
@@ -29,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LOOK = 0.05  # seconds between looks at the front, when the supervisor is gone
 # One thread each, unless the environment says otherwise: there is a consumer per CPU already.
 _MATHS_THREADS = (
     "OMP_NUM_THREADS",
@@ -76,6 +90,7 @@ class Forker:
         self._forks: dict[int, _Fork] = {}  # by number
         self._leaving = False
         self._orphaned = False
+        self._orphan_end = 0.0
 
     def load(self, load: Callable[[], Consumer]) -> None:
         """Load the handler and what every consumer needs, so that they share its memory."""
@@ -108,19 +123,24 @@ class Forker:
             sources = [wakeup.fileno(), *talking]
             if not self._orphaned:
                 sources.append(self._lifeline.fileno())
-            ready = wait_readable(sources, None)
+            ready = wait_readable(sources, _LOOK if self._orphaned else None)
             for fd in ready & talking.keys():
                 self._hear(talking[fd])
             if wakeup.notes():
                 self._reap()
             if self._lifeline.fileno() in ready:
                 self._obey(self._lifeline.recv())
+            if self._orphaned:
+                self._look_after_orphans(time.monotonic())
         wakeup.close()
+        if self._orphaned:  # the last to leave
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _obey(self, records: list[Record] | None) -> None:
-        if records is None:  # the supervisor is gone
+        if records is None:
+            log.warning("the supervisor is gone: leaving when the front has finished what was accepted")
             self._orphaned = True
-            self._leave()
+            self._orphan_end = time.monotonic() + self._limits.grace
             return
         for record in records:
             if record.kind is Kind.FORK:
@@ -131,14 +151,24 @@ class Forker:
             elif record.kind is Kind.LEAVE:
                 self._leave()
             elif record.kind is Kind.STOP:
-                self._leaving = True
-                for each in self._forks.values():
-                    os.killpg(each.child.pid, signal.SIGKILL)
+                self._leave()
+                self._kill_all()
 
     def _leave(self) -> None:
         self._leaving = True
         for each in self._forks.values():
             each.child.lifeline.send(Kind.LEAVE)
+
+    def _kill_all(self) -> None:
+        for each in self._forks.values():
+            os.killpg(each.child.pid, signal.SIGKILL)
+
+    def _look_after_orphans(self, now: float) -> None:
+        """Without a supervisor: stay while the front needs the consumers, at most for the grace."""
+        if not self._leaving and (now >= self._orphan_end or not is_held(f"{self._folder}/{FRONT_LOCK}")):
+            self._leave()
+        if now >= self._orphan_end:
+            self._kill_all()
 
     def _fork(self, number: int, slot_index: int) -> None:
         self._scoreboard.clear(slot_index)

@@ -21,7 +21,7 @@ from .errors import Code, Failure, failure
 from .limits import Limits
 from .links import ConsumerLink, Results
 from .oneshot import OneShot, UnixOneShot
-from .process import Lifeline, keep_only
+from .process import FRONT_LOCK, Lifeline, hold, keep_only
 from .wire import Kind, Record, Result
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def main(listeners: list[socket.socket], folder: str, limits: Limits, generation
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    hold(f"{folder}/{FRONT_LOCK}")
     green.start()
     front = Front(folder, limits, generation, lifeline)
     front.serve(listeners)

@@ -119,14 +119,19 @@ class Producer:
         self._running = False
         self._stopped = False
         self._failure: Exception | None = None
-        self._lock = threading.Lock()
-        self._started = threading.Event()
+        self._news = threading.Condition()
+        self._reading = False  # some thread reads the lifeline, and tells the others
 
     @property
     def server_addr(self) -> tuple[str, int]:
         """The `(host, port)` where the daemon listens; before it has started, where it is to listen."""
         where = self._bound or self._address
         return where.host, where.port
+
+    @property
+    def address(self) -> str:
+        """Where the daemon listens, as `gaspar.client.request` takes it."""
+        return str(self._bound or self._address)
 
     def start(self, blocking: bool = True) -> None:
         """Start the daemon, in processes of its own.
@@ -145,8 +150,9 @@ class Producer:
         self._running, self._stopped, self._failure = False, False, None
         self._owner = os.getpid()
         child = fork(self._supervise, "gaspar:super")
-        self._pid, self._lifeline = child.pid, child.lifeline
-        self._started.set()
+        with self._news:
+            self._pid, self._lifeline, self._reading = child.pid, child.lifeline, False
+            self._news.notify_all()
         _lifelines.add(child.lifeline)
         atexit.register(self.stop)
         with _handed_on(self._on_signal) if blocking else contextlib.nullcontext():
@@ -189,29 +195,35 @@ class Producer:
             self._lifeline.send(Kind.DRAIN if count == 1 else Kind.STOP)
 
     def _wait_for(self, happened: Callable[[], bool], timeout: float | None) -> bool:
-        """Read what the daemon says until `happened()`, at most `timeout` seconds; one thread reads for all."""
+        """Wait until `happened()`, at most `timeout` seconds; one thread reads what the daemon says, for all."""
         end = None if timeout is None else time.monotonic() + timeout
-
-        def left() -> float:
-            return -1 if end is None else max(0.0, end - time.monotonic())
-
-        if not self._started.wait(None if end is None else left()):
+        with self._news:
+            while not happened():
+                left = None if end is None else max(0.0, end - time.monotonic())
+                if self._reading or self._lifeline is None or self._gone():
+                    self._news.wait(left)  # for the thread that reads, or for a start
+                else:
+                    self._read(self._lifeline, left)
+                if left == 0.0:
+                    break
             return happened()
-        while not happened():
-            if not self._lock.acquire(timeout=left()):
-                break
-            try:
-                if happened():
-                    break
-                if self._lifeline is None or self._stopped or self._owner != os.getpid():
-                    break
-                if self._lifeline.wait(None if end is None else left()):
-                    self._take(self._lifeline.recv())
-                elif end is not None and left() == 0:
-                    break
-            finally:
-                self._lock.release()
-        return happened()
+
+    def _gone(self) -> bool:
+        """True if this process has nothing to hear any more."""
+        return self._stopped or self._owner != os.getpid()
+
+    def _read(self, lifeline: Lifeline, timeout: float | None) -> None:
+        """Read once; called and left with `_news` held, which is free while waiting."""
+        self._reading = True
+        self._news.release()
+        try:
+            came = lifeline.wait(timeout)
+        finally:
+            self._news.acquire()
+            self._reading = False
+            self._news.notify_all()
+        if came:
+            self._take(lifeline.recv())
 
     def _look(self) -> None:
         """Take what the daemon has said by now."""

@@ -202,7 +202,8 @@ class Supervisor:
             self._reap()
             self._tick(time.monotonic())
         self._wakeup.close()
-        log.info("stopped")
+        if self._exit is Exit.STOPPED:
+            log.info("stopped")
         return self._exit
 
     # ---- what happened ----
@@ -258,11 +259,13 @@ class Supervisor:
         """The handler does not load or set up."""
         message, traceback = record.fields["message"], record.fields["traceback"]
         if self._state is not State.STARTING:
-            log.error("%s", message)
+            if self._exit is not Exit.HANDLER:
+                log.error("%s", message)
             return
-        log.error("cannot start: %s", message)
-        if traceback:
-            log.debug("%s", traceback)
+        if self._exit is not Exit.HANDLER and not self._caller:  # the first one; a caller gets an exception
+            log.error("cannot start: %s", message)
+            if traceback:
+                log.debug("%s", traceback)
         self._exit = Exit.HANDLER
         self._tell_caller(Kind.LOAD_FAILED, message=message, traceback=traceback)
         self._happened(Event.FAILED)
