@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
+import re
 import socket
 import stat
 import struct
@@ -54,11 +56,11 @@ def parse(text: str) -> Address:
         return _parse_unix(text[len("unix:") :])
     if text.startswith("["):
         host, closed, port = text[1:].partition("]:")
-        if not closed:
+        if not closed or not host or "[" in host or "]" in host:
             raise AddressError(f"address {text!r}: expected [v6]:port, like '[::1]:10123'")
     else:
         host, colon, port = text.rpartition(":")
-        if not colon or not host:
+        if not colon or not host or "[" in host or "]" in host:
             raise AddressError(f"address {text!r}: expected host:port, [v6]:port or unix:PATH")
         if ":" in host:
             raise AddressError(f"address {text!r}: write an IPv6 address in brackets, like '[::1]:10123'")
@@ -68,7 +70,7 @@ def parse(text: str) -> Address:
 def parse_port(port: str | int, where: str = "") -> int:
     """Read a port, 0 (take a free one) to 65535."""
     try:
-        number = int(port) if isinstance(port, int) or (port.isascii() and port.isdigit()) else -1
+        number = int(port) if isinstance(port, int) or re.fullmatch(r"[0-9]+", str(port)) else -1
     except ValueError:  # more digits than int() takes
         number = -1
     if not 0 <= number <= 65535:
@@ -100,6 +102,8 @@ def listen(address: Address) -> socket.socket:
         listener = _listen_unix(address.path) if address.path else _listen_tcp(address)
     except OSError as error:
         raise BindError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error
+    except UnicodeError as error:  # a host name that cannot be one
+        raise BindError(errno.EINVAL, f"cannot listen on {address}: not a host name") from error
     listener.setblocking(False)
     return listener
 

@@ -11,11 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from . import __version__
 from .address import Address, parse
 from .errors import AddressError, HandlerLoadError, LimitError
 from .limits import Limits, available_cpus
+from .systemd import passes_sockets
 
 if TYPE_CHECKING:
     from .consumer import Consumer
@@ -32,7 +34,9 @@ Exit codes:
 _SIGNALS = """\b
 Signals:
   TERM, INT  finish what was accepted, then exit; a second one stops at once
-  QUIT       stop at once"""
+  QUIT       stop at once
+  HUP        load the handler's code anew; nothing is lost or held back
+  TTIN, TTOU one consumer more, one less"""
 
 
 class _AddressType(click.ParamType):  # type: ignore[type-arg]
@@ -111,6 +115,8 @@ def serve(handler: str, addresses: tuple[Address, ...], check: bool, log_level: 
     except LimitError as error:
         raise click.UsageError(str(error)) from None
     _log_to_stderr(log_level.upper())
+    if passes_sockets() and click.get_current_context().get_parameter_source("addresses") is ParameterSource.DEFAULT:
+        addresses = ()
     if check:
         sys.exit(_check(partial(load, handler), checked))
     sys.exit(daemon.serve(partial(load, handler), list(addresses), checked))

@@ -49,7 +49,7 @@ def request(address: str, message: bytes | bytearray | memoryview, timeout: floa
             return _exchange(connection, data, end)
     except TimeoutError as error:
         raise RequestTimeout(f"{where}: no reply within {timeout:g} s") from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         _explain(where, error)
 
 
@@ -80,7 +80,7 @@ def _left(end: float | None) -> float | None:
     return left
 
 
-def _explain(where: Address, error: OSError) -> NoReturn:
+def _explain(where: Address, error: OSError | UnicodeError) -> NoReturn:
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         text = "nobody listens there; is the daemon running?"
     elif isinstance(error, ConnectionResetError | BrokenPipeError):
@@ -88,6 +88,8 @@ def _explain(where: Address, error: OSError) -> NoReturn:
             "the connection was reset before the reply was whole: the daemon refused the request, "
             "its handler failed or its consumer died; the daemon's log says which"
         )
+    elif isinstance(error, UnicodeError):
+        text = "not a host name"
     else:
         text = error.strerror or str(error)
     raise ConnectionLost(f"{where}: {text}") from error

@@ -18,6 +18,7 @@ from .scoreboard import BEGUN, DONE, JOB
 from .wire import Kind
 
 if TYPE_CHECKING:
+    from .limits import Limits
     from .links import ConsumerEnd
     from .process import Lifeline
 
@@ -67,7 +68,7 @@ def describe(consumer: Consumer) -> str:
         return f"{kind} {name} (of {getattr(what, '__module__', type(what).__module__)})"
 
 
-def run(consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, max_message: int) -> int:
+def run(consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, limits: Limits) -> int:
     """Live as one consumer: set up, say ready, run jobs until told to leave. Returns the exit code."""
     _reseed()
     if hasattr(sys.stdout, "reconfigure"):
@@ -76,12 +77,13 @@ def run(consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryvi
         consumer.setup()
     except BaseException as error:
         text = f"setup failed: {one_line(error)}"
-        lifeline.send(Kind.SETUP_FAILED, message=text, traceback=traceback.format_exc()[-16384:])
+        lifeline.send(Kind.SETUP_FAILED, message=text, traceback=traceback.format_exc())
+        end.close()
         return 1
     lifeline.send(Kind.READY)
     handle = consumer.handle if type(consumer).handle is not Consumer.handle else consumer.handler
     assert handle is not None
-    _serve(handle, end, lifeline, slot, max_message)
+    _serve(handle, end, lifeline, slot, limits)
     end.close()  # before teardown, so that a reply does not wait for it
     try:
         consumer.teardown()
@@ -90,9 +92,11 @@ def run(consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryvi
     return 0
 
 
-def _serve(handle: Handler, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, max_message: int) -> None:
+def _serve(handle: Handler, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, limits: Limits) -> None:
     clock = time.monotonic_ns
     forks = _ForkWatch()
+    max_message = limits.max_message
+    worn_at = round(limits.max_requests * random.uniform(0.9, 1.1)) if limits.max_requests else -1
     looked = clock()
     while True:
         job = end.recv()
@@ -110,8 +114,10 @@ def _serve(handle: Handler, end: ConsumerEnd, lifeline: Lifeline, slot: memoryvi
             slot[JOB] = number
             code, body = _call(handle, payload, max_message, forks)
             ran = (clock() - begun) // 1000
-            slot[DONE] += 1
+            slot[DONE] = done = slot[DONE] + 1
             slot[JOB] = 0
+            if done == worn_at:  # it serves on until its successor is ready
+                lifeline.send(Kind.CONSUMER_WORN, why=f"it has served {done} requests (--max-requests)")
             end.send(number, begun, ran, code, body)
             del job, payload, body  # nothing of it is kept while waiting for the next
         if leaving:
@@ -222,7 +228,10 @@ class _ForkWatch:
 
 def one_line(error: BaseException) -> str:
     """Say in one line what was raised and in which line of the user's code."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())[:1000]
+    except Exception:
+        text = "its message cannot be shown: __str__ raised"
     return f"{type(error).__name__}{': ' + text if text else ''}{place(error)}"
 
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import address
+from . import address, systemd
 from .address import Address
 from .consumer import Consumer
 from .errors import BindError, HandlerLoadError
 from .limits import MAX_PROCESSES, Limits
-from .process import Lifeline, fork
+from .process import FRONT_LOCK, Lifeline, fork, hold
 from .scoreboard import Scoreboard
 from .supervisor import Exit, Supervisor
 from .wire import Kind
@@ -29,23 +29,33 @@ _SLOTS = 2 * MAX_PROCESSES
 
 
 def serve(
-    load: Callable[[], Consumer], addresses: list[Address], limits: Limits, caller: Lifeline | None = None
+    load: Callable[[], Consumer],
+    addresses: list[Address],
+    limits: Limits,
+    *,
+    reloadable: bool = True,
+    caller: Lifeline | None = None,
 ) -> int:
     """Be a daemon until asked to stop: this process becomes its supervisor.
 
     Args:
         load: returns the Consumer; called in the forker's process.
+        addresses: where to listen, beside the sockets that a service manager passed.
+        reloadable: calling `load` in a new process loads the code anew.
         caller: the lifeline to the program that started the daemon, if there is one.
 
     Returns:
         The exit code.
     """
     listeners: list[socket.socket] = []
+    files: list[str] = []  # of our Unix sockets
     try:
         for each in addresses:
             listeners.append(address.listen(each))
+            files += [each.path] if each.path else []
+        listeners += systemd.listeners()
     except BindError as error:
-        _close_all(listeners)
+        _close_all(listeners, files)
         if caller:
             caller.send(Kind.BIND_FAILED, errno=error.errno, message=error.strerror)
         else:
@@ -58,17 +68,19 @@ def serve(
     folder = tempfile.mkdtemp(prefix="gaspar-", dir=_short_folder())
     scoreboard = Scoreboard(_SLOTS)
     supervisor = Supervisor(
-        front=lambda generation: partial(_front, listeners, folder, limits, generation),
+        front=lambda generation: partial(_front, listeners, folder, scoreboard, limits, generation),
         forker=partial(_forker, load, folder, scoreboard, limits, listeners),
         limits=limits,
         addresses=[str(each) for each in where],
-        close_listeners=partial(_close_all, listeners),
+        close_listeners=partial(_close_all, listeners, files),
+        reloadable=reloadable,
+        notify=systemd.notify,
         caller=caller,
     )
     try:
         return supervisor.run()
     finally:
-        _close_all(listeners)
+        _close_all(listeners, files)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -119,10 +131,18 @@ def _expect(lifeline: Lifeline, kind: Kind) -> dict[str, Any]:
             raise HandlerLoadError("the process that loads the handler ended")
 
 
-def _front(listeners: list[socket.socket], folder: str, limits: Limits, generation: int, lifeline: Lifeline) -> int:
+def _front(
+    listeners: list[socket.socket],
+    folder: str,
+    scoreboard: Scoreboard,
+    limits: Limits,
+    generation: int,
+    lifeline: Lifeline,
+) -> int:
+    hold(f"{folder}/{FRONT_LOCK}")  # at once: importing eventlet takes a while
     from . import front
 
-    return front.main(listeners, folder, limits, generation, lifeline)
+    return front.main(listeners, folder, scoreboard, limits, generation, lifeline)
 
 
 def _forker(
@@ -148,11 +168,10 @@ def _short_folder() -> str:
     return tempfile.gettempdir()
 
 
-def _close_all(listeners: list[socket.socket]) -> None:
+def _close_all(listeners: list[socket.socket], files: list[str]) -> None:
     for listener in listeners:
-        if listener.fileno() >= 0:
-            where = address.bound(listener)
-            listener.close()
-            if where.path:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(where.path)
+        listener.close()
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    files.clear()  # whoever listens there next is another

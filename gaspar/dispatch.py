@@ -24,20 +24,21 @@ _SMOOTHING = 1 / 32  # weight of the newest job in the mean run time
 class Job:
     """A request on its way: its number (also its age, smaller is older), payload and whose it is."""
 
-    __slots__ = ("arrived", "client", "number", "payload")
+    __slots__ = ("arrived", "client", "number", "payload", "tries")
 
     def __init__(self, number: int, payload: bytes | bytearray, client: Any, arrived: float) -> None:
         self.number = number
         self.payload = payload
         self.client = client
         self.arrived = arrived  # seconds, monotonic
+        self.tries = 0  # how often a consumer died over it
 
     def __lt__(self, other: Job) -> bool:
         return self.number < other.number
 
 
 class _Consumer:
-    __slots__ = ("dry", "in_flight", "level", "number", "retiring", "since", "stalled")
+    __slots__ = ("dry", "in_flight", "level", "number", "occupied", "retiring", "since", "stalled")
 
     def __init__(self, number: int, now: float) -> None:
         self.number = number
@@ -47,6 +48,7 @@ class _Consumer:
         self.dry = False  # nothing in its claim pipe: all it holds has begun
         self.stalled = False  # its job is a long one: nothing is put behind it until it ends
         self.retiring = False
+        self.occupied = False  # it still runs a job of a front that died
 
 
 class Dispatcher:
@@ -62,6 +64,7 @@ class Dispatcher:
         self._counter = 0
         self._waiting: deque[Job] = deque()
         self._again: list[Job] = []  # a heap: taken back from consumers, older than all that wait
+        self.waiting_bytes = 0  # of the payloads of all that wait
         self._consumers: dict[int, _Consumer] = {}
         self._holder: dict[int, _Consumer] = {}  # by number of the job in flight
         self._lost: dict[int, Job] = {}  # begun by a consumer that died; a result may still come
@@ -94,12 +97,25 @@ class Dispatcher:
         """The numbers of all consumers that are not retiring."""
         return [each.number for each in self._consumers.values() if not each.retiring]
 
+    @property
+    def has_room(self) -> bool:
+        """True if some consumer would be given a job at once."""
+        return any(self._levels[: self.depth])
+
     # ---- consumers come and go ----
 
-    def add_consumer(self, number: int, now: float) -> None:
-        """A consumer is ready."""
+    def add_consumer(self, number: int, now: float, *, occupied: bool = False) -> None:
+        """A consumer is ready, or, if `occupied`, still runs a job of a front that died (see `vacate`)."""
         self._consumers[number] = consumer = _Consumer(number, now)
+        consumer.occupied = occupied
         self._levels[0][number] = consumer
+        self._place(consumer)
+
+    def vacate(self, number: int) -> None:
+        """An occupied consumer is done with the job of the front that died."""
+        if consumer := self._consumers.get(number):
+            consumer.occupied = False
+            self._place(consumer)
 
     def retire_consumer(self, number: int) -> None:
         """Give this consumer nothing more; the caller takes back what it has not begun."""
@@ -110,7 +126,7 @@ class Dispatcher:
     def is_retired(self, number: int) -> bool:
         """True if a retiring consumer holds nothing any more."""
         consumer = self._consumers.get(number)
-        return consumer is not None and consumer.retiring and not consumer.in_flight
+        return consumer is not None and consumer.retiring and not consumer.in_flight and not consumer.occupied
 
     def lose_consumer(self, number: int, unbegun: Iterable[int]) -> list[Job]:
         """A consumer is dead: what it had not begun waits again, ahead of the queue.
@@ -144,7 +160,29 @@ class Dispatcher:
         self._counter += 1
         job = Job(job_number(self._generation, self._counter), payload, client, now)
         self._waiting.append(job)
+        self.waiting_bytes += len(payload)
         return job
+
+    def retry(self, job: Job) -> None:
+        """A job that was given up waits again, ahead of the queue."""
+        job.tries += 1
+        self._await_again(job)
+
+    def expire(self, before: float) -> list[Job]:
+        """Forget the waiting jobs that arrived before a time, oldest first."""
+        expired = []
+        while self._again and self._again[0].arrived < before:
+            expired.append(heapq.heappop(self._again))
+        while self._waiting and self._waiting[0].arrived < before:
+            expired.append(self._waiting.popleft())
+        self.waiting_bytes -= sum(len(job.payload) for job in expired)
+        return expired
+
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest waiting job arrived; None if none waits. Seconds, monotonic."""
+        first = [queue[0].arrived for queue in (self._again, self._waiting) if queue]
+        return min(first) if first else None
 
     def assign(self, now: float) -> list[tuple[int, Job]]:
         """Deal out what waits, the oldest to the least loaded.
@@ -160,6 +198,7 @@ class Dispatcher:
             if level >= self.depth:
                 break
             job = heapq.heappop(self._again) if self._again else self._waiting.popleft()
+            self.waiting_bytes -= len(job.payload)
             consumer = next(iter(self._levels[level].values()))
             if not consumer.in_flight:
                 consumer.since = now
@@ -200,8 +239,14 @@ class Dispatcher:
             job = consumer.in_flight.pop(number, None)
             if job is not None:
                 del self._holder[number]
-                heapq.heappush(self._again, job)
+                self._await_again(job)
         self._place(consumer)
+
+    def abandon(self, number: int) -> None:
+        """An assigned job was not sent, since its client is gone: it is answered."""
+        if consumer := self._holder.pop(number, None):
+            del consumer.in_flight[number]
+            self._place(consumer)
 
     def emptied(self, consumer_number: int) -> None:
         """A consumer's claim pipe was found empty: all that it holds has begun."""
@@ -240,8 +285,12 @@ class Dispatcher:
 
     # ---- inside ----
 
+    def _await_again(self, job: Job) -> None:
+        heapq.heappush(self._again, job)
+        self.waiting_bytes += len(job.payload)
+
     def _place(self, consumer: _Consumer) -> None:
-        closed = consumer.retiring or (consumer.stalled and consumer.in_flight)
+        closed = consumer.retiring or consumer.occupied or (consumer.stalled and consumer.in_flight)
         level = len(self._levels) - 1 if closed else len(consumer.in_flight)
         if level != consumer.level:
             del self._levels[consumer.level][consumer.number]

@@ -6,20 +6,23 @@ It has no thread, no event loop and no 0MQ context, so that every fork from it i
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .consumer import Consumer, describe, run
+from .consumer import Consumer, describe, one_line, run
 from .errors import HandlerLoadError
 from .limits import Limits
 from .process import (
@@ -35,6 +38,7 @@ from .process import (
     wait_readable,
 )
 from .scoreboard import DONE, JOB, Scoreboard
+from .watchdog import STACK_SIGNAL, MemoryWatch, Watchdog
 from .wire import Kind, Record
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SOON = 0.01  # seconds; what is due within is looked at now
 _LOOK = 0.05  # seconds between looks at the front, when the supervisor is gone
 # One thread each, unless the environment says otherwise: there is a consumer per CPU already.
 _MATHS_THREADS = (
@@ -61,7 +66,12 @@ class _Fork:
     number: int
     slot: memoryview
     child: Child
+    watchdog: Watchdog
+    stack: int  # read end of the pipe that its Python stack comes through, when asked for
+    memory: MemoryWatch | None = None
     told: bool = False  # its lifeline has nothing more to say
+    reason: str = ""  # why it was killed, if for its memory
+    worn: bool = False  # the supervisor knows that it is to be replaced
 
 
 def main(load: Callable[[], Consumer], folder: str, scoreboard: Scoreboard, limits: Limits, lifeline: Lifeline) -> int:
@@ -71,7 +81,7 @@ def main(load: Callable[[], Consumer], folder: str, scoreboard: Scoreboard, limi
     try:
         forker.load(load)
     except HandlerLoadError as error:
-        lifeline.send(Kind.LOAD_FAILED, message=str(error), traceback=error.traceback[-16384:])
+        lifeline.send(Kind.LOAD_FAILED, message=str(error), traceback=error.traceback)
         return 1
     forker.run()
     return 0
@@ -101,8 +111,8 @@ class Forker:
             self._consumer = load()
         except HandlerLoadError:
             raise
-        except Exception as error:
-            raise HandlerLoadError(f"{type(error).__name__}: {error}", traceback.format_exc()) from error
+        except BaseException as error:
+            raise HandlerLoadError(one_line(error), traceback.format_exc()) from error
         threads = sorted(thread.name for thread in set(threading.enumerate()) - before)
         if threads:
             log.warning(
@@ -123,18 +133,48 @@ class Forker:
             sources = [wakeup.fileno(), *talking]
             if not self._orphaned:
                 sources.append(self._lifeline.fileno())
-            ready = wait_readable(sources, _LOOK if self._orphaned else None)
+            ready = wait_readable(sources, self._timeout())
             for fd in ready & talking.keys():
                 self._hear(talking[fd])
             if wakeup.notes():
                 self._reap()
             if self._lifeline.fileno() in ready:
                 self._obey(self._lifeline.recv())
+            now = time.monotonic()
+            self._keep_limits(now)
             if self._orphaned:
-                self._look_after_orphans(time.monotonic())
+                self._look_after_orphans(now)
         wakeup.close()
         if self._orphaned:  # the last to leave
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _timeout(self) -> float | None:
+        now = time.monotonic()
+        dues = [now + _LOOK] if self._orphaned else []
+        for each in self._forks.values():
+            if (due := each.watchdog.next_look(now)) is not None:
+                dues.append(due)
+            if each.memory:
+                dues.append(each.memory.next_look)
+        return max(0.0, min(dues) - now) if dues else None
+
+    def _keep_limits(self, now: float) -> None:
+        for each in self._forks.values():
+            if (due := each.watchdog.next_look(now)) is not None and due <= now + _SOON:
+                each.watchdog.look(now)
+            if each.memory and now >= each.memory.next_look:
+                text, kill = each.memory.look(now)
+                if kill:
+                    log.warning("killing consumer (pid %d): %s", each.child.pid, text)
+                    each.reason = f", since {text}"
+                    os.killpg(each.child.pid, signal.SIGKILL)
+                elif text:
+                    self._report_worn(each, text)
+
+    def _report_worn(self, each: _Fork, why: str) -> None:
+        if not each.worn:
+            each.worn = True
+            self._lifeline.send(Kind.CONSUMER_WORN, number=each.number, why=why)
 
     def _obey(self, records: list[Record] | None) -> None:
         if records is None:
@@ -174,12 +214,17 @@ class Forker:
         self._scoreboard.clear(slot_index)
         slot = self._scoreboard.slot(slot_index)
         make_end = partial(self._end, self._folder, number)
-        live = partial(_consumer_main, self._consumer, make_end, slot, self._limits.max_message, os.getpid())
+        stack, stack_writer = os.pipe()
+        os.set_blocking(stack, False)
+        os.set_blocking(stack_writer, False)
+        live = partial(_consumer_main, self._consumer, make_end, slot, self._limits, stack_writer, os.getpid())
         others = [each.child.lifeline for each in self._forks.values()]
         child = fork(live, "gaspar:consumer", close=[self._lifeline, *others])
+        os.close(stack_writer)
         with contextlib.suppress(OSError):  # it does the same; whoever comes first
             os.setpgid(child.pid, child.pid)
-        self._forks[number] = _Fork(number, slot, child)
+        watchdog = Watchdog(child.pid, slot, stack, self._limits.timeout)
+        self._forks[number] = _Fork(number, slot, child, watchdog, stack)
 
     def _hear(self, each: _Fork) -> None:
         records = each.child.lifeline.recv()
@@ -187,40 +232,60 @@ class Forker:
             each.told = True  # that it is gone waitid tells, and nothing else
             return
         for record in records:
-            if record.kind is Kind.READY:
+            if record.kind is Kind.CONSUMER_WORN:
+                self._report_worn(each, record.fields["why"])
+            elif record.kind is Kind.READY:
+                if self._limits.max_memory:
+                    each.memory = MemoryWatch(each.child.pid, self._limits.max_memory, time.monotonic())
                 self._lifeline.send(Kind.CONSUMER_READY, number=each.number, pid=each.child.pid)
             else:
                 self._lifeline.send(record.kind, number=each.number, **record.fields)
 
     def _reap(self) -> None:
         for each in list(self._forks.values()):
-            pid, status, usage = os.wait4(each.child.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(each.child.pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             if not pid:
                 continue
-            if not each.told:
-                self._hear(each)  # what it said last
-            each.child.lifeline.close()
-            del self._forks[each.number]
-            self._lifeline.send(
-                Kind.CONSUMER_GONE,
-                number=each.number,
-                pid=pid,
-                exit=describe_exit(status),
-                job=each.slot[JOB],
-                given=bool(each.slot[DONE] or each.slot[JOB]),
-                cpu=round(usage.ru_utime + usage.ru_stime, 3),
-            )
+            if os.WIFSTOPPED(status):
+                each.watchdog.on_stopped(time.monotonic())
+            elif os.WIFCONTINUED(status):
+                each.watchdog.on_continued()
+            else:
+                self._report_end(each, describe_exit(status), usage)
+
+    def _report_end(self, each: _Fork, ended: str, usage: resource.struct_rusage) -> None:
+        if not each.told:
+            self._hear(each)  # what it said last
+        each.child.lifeline.close()
+        os.close(each.stack)
+        del self._forks[each.number]
+        more: dict[str, Any] = {}
+        if verdict := each.watchdog.verdict:
+            more = {"timeout": verdict.ran, "why": verdict.why, "stack": verdict.stack}
+        peak = usage.ru_maxrss >> (20 if sys.platform == "darwin" else 10)  # MiB, of bytes or KiB; getrusage(2)
+        self._lifeline.send(
+            Kind.CONSUMER_GONE,
+            number=each.number,
+            pid=each.child.pid,
+            exit=ended + each.reason,
+            used=f", after {usage.ru_utime + usage.ru_stime:.2f} s of CPU and at most {peak} MiB of memory",
+            job=each.slot[JOB],
+            given=bool(each.slot[DONE] or each.slot[JOB]),
+            **more,
+        )
 
 
 def _consumer_main(
     consumer: Consumer,
     make_end: Callable[[int], ConsumerEnd],
     slot: memoryview,
-    max_message: int,
+    limits: Limits,
+    stack: int,
     forker: int,
     lifeline: Lifeline,
 ) -> int:
     """Be a consumer: the first code of the forked process."""
     os.setpgid(0, 0)  # so that what it starts can be ended with it
     die_with_parent(forker)
-    return run(consumer, make_end(lifeline.fileno()), lifeline, slot, max_message)
+    faulthandler.register(STACK_SIGNAL, file=stack, all_threads=False)
+    return run(consumer, make_end(lifeline.fileno()), lifeline, slot, limits)

@@ -6,23 +6,26 @@ consumers, drain results, reply.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import resource
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import zmq
 
 from . import green
 from .dispatch import PATIENCE, Dispatcher, Job
-from .errors import Code, Failure, failure
+from .errors import Code, Failure, Overloaded, failure
 from .limits import Limits
 from .links import ConsumerLink, Results
 from .oneshot import OneShot, UnixOneShot
-from .process import FRONT_LOCK, Lifeline, hold, keep_only
-from .wire import Kind, Record, Result
+from .process import Lifeline, keep_only
+from .scoreboard import JOB, Scoreboard
+from .wire import Kind, Record, Result, generation_of
 
 log = logging.getLogger(__name__)
 
@@ -30,30 +33,54 @@ _BATCH = 64  # connections accepted, or results taken, before others have their 
 _SETTLE = 0.02  # seconds that a dead consumer's last results have to come through 0MQ
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when descriptors have run out
+_WAITED = 0.01  # seconds; a client that has waited for longer is looked at before its job is sent
+_OWN_FILES = 200  # descriptors kept for listeners, consumers' links and the like
 _TICK = 0.05  # seconds between looks while draining
+_OCCUPIED_LOOK = 0.005  # seconds between looks at consumers that still run jobs of a front that died
+_NO_CONSUMER = 10.0  # seconds that requests wait while there is no consumer at all
 _STALE = 1.0  # seconds without a byte after which a stop does not wait for a request any more
 
 
-def main(listeners: list[socket.socket], folder: str, limits: Limits, generation: int, lifeline: Lifeline) -> int:
+def main(
+    listeners: list[socket.socket],
+    folder: str,
+    scoreboard: Scoreboard,
+    limits: Limits,
+    generation: int,
+    lifeline: Lifeline,
+) -> int:
     """Be a front: serve until drained. Returns the exit code."""
     keep_only([lifeline.fileno(), *(each.fileno() for each in listeners)], files=False)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    hold(f"{folder}/{FRONT_LOCK}")
+    _raise_file_limit()
     green.start()
-    front = Front(folder, limits, generation, lifeline)
+    front = Front(folder, scoreboard, limits, generation, lifeline)
     front.serve(listeners)
     return 0
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS: "infinity" is more than it gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _affordable_connections() -> int:
+    """Say how many clients the file limit allows, beside what the front needs itself."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, (2**20 if soft == resource.RLIM_INFINITY else soft) - _OWN_FILES)
 
 
 class Front:
     """The front of one daemon."""
 
-    def __init__(self, folder: str, limits: Limits, generation: int, lifeline: Lifeline) -> None:
+    def __init__(
+        self, folder: str, scoreboard: Scoreboard, limits: Limits, generation: int, lifeline: Lifeline
+    ) -> None:
         self.limits = limits
         self.busy: set[OneShot] = set()
         self._folder = folder
+        self._scoreboard = scoreboard
+        self._generation = generation
         self._lifeline = lifeline
         self._dispatcher = Dispatcher(generation, limits.depth)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -63,8 +90,17 @@ class Front:
         self._pids: dict[int, int] = {}
         self._stop_accepting: list[Callable[[], None]] = []
         self._watching = False  # the next look at overdue jobs is scheduled
+        self._max_waiting_bytes = max(limits.max_waiting_bytes, limits.max_message)
+        self._max_connections = limits.max_connections or _affordable_connections()
+        self._reading_bytes = 0  # of requests that are announced and not complete
+        self._connections = 0
+        self._refusing = False  # said so
+        self._expiry: float | None = None  # when the next look at who waited too long is due
+        self._alone_since = green.monotonic()  # since when there is no consumer
+        self._occupied: dict[int, memoryview] = {}  # slots of consumers that run jobs of a front that died
         self._paused = False  # out of descriptors, said so
         self._orphaned = False
+        self._retiring: set[int] = set()
         self._draining = False
         self._drain_end = 0.0
         self._done = green.Latch()
@@ -89,6 +125,9 @@ class Front:
 
     def _on_accept(self, listener: socket.socket, kind: type[OneShot], most: int) -> None:
         for _ in range(most):
+            if self._connections >= self._max_connections:
+                self._stop_all_accepting()  # until one leaves
+                break
             try:
                 sock, peer = listener.accept()
             except BlockingIOError:
@@ -100,6 +139,7 @@ class Front:
                     raise
                 self._pause_accepting(error)
                 break
+            self._connections += 1
             kind(self, sock, peer).begin()
         self._pump()
 
@@ -107,19 +147,53 @@ class Front:
         if not self._paused:
             log.error("cannot accept clients for now: %s; they wait in the kernel's backlog", error.strerror)
             self._paused = True
+        self._stop_all_accepting()
+        green.later(_ACCEPT_PAUSE, self._resume_accepting)
+
+    def _stop_all_accepting(self) -> None:
         for stop in self._stop_accepting:
             stop()
         self._stop_accepting.clear()
 
-        def resume() -> None:
-            if not self._draining and not self._stop_accepting:
-                for listener in self._listeners:
-                    self._start_accepting(listener)
+    def _resume_accepting(self) -> None:
+        if not self._draining and not self._stop_accepting and self._connections < self._max_connections:
+            for listener in self._listeners:
+                self._start_accepting(listener)
 
-        green.later(_ACCEPT_PAUSE, resume)
+    def closed(self) -> None:
+        """A client's connection is gone."""
+        self._connections -= 1
+        if not self._stop_accepting and not self._paused:
+            self._resume_accepting()
+
+    def admit(self, size: int) -> None:
+        """Let a request of so many bytes come in.
+
+        Raises:
+            Overloaded: too many requests, or bytes of them, wait already.
+        """
+        held = self._dispatcher.waiting_bytes + self._reading_bytes
+        if self._dispatcher.waiting >= self.limits.max_waiting and not self._dispatcher.has_room:
+            text = f"{self._dispatcher.waiting} requests wait, {self.limits.max_waiting} allowed (--max-waiting)"
+        elif held + size > self._max_waiting_bytes:
+            allowed = f"{self._max_waiting_bytes} allowed (--max-waiting-bytes)"
+            text = f"requests of {held} bytes wait or are being read, {size} more announced, {allowed}"
+        else:
+            self._reading_bytes += size
+            self._refusing = False
+            return
+        if not self._refusing:
+            log.warning("overloaded: %s; more are refused", text)
+            self._refusing = True
+        raise Overloaded(text)
+
+    def withdraw(self, size: int) -> None:
+        """A request that was admitted will never be complete."""
+        self._reading_bytes -= size
 
     def submit(self, payload: bytes | bytearray, client: OneShot) -> None:
         """A client's request is complete."""
+        self._reading_bytes -= len(payload)
         self._dispatcher.submit(payload, client, green.monotonic())
         if client in self.busy:  # it comes from its green thread, not from a batch
             self.busy.discard(client)
@@ -142,9 +216,45 @@ class Front:
             self._watching = True
             green.later(PATIENCE, self._on_patience_over)
 
+        oldest = dispatcher.oldest if self.limits.max_wait or not self._links else None
+        if oldest is not None and self._expiry is None:
+            self._schedule_expiry(oldest)
+
     def _send_assigned(self) -> None:
-        for consumer, job in self._dispatcher.assign(green.monotonic()):
-            self._links[consumer].send(job.number, job.payload)
+        now = green.monotonic()
+        while pairs := self._dispatcher.assign(now):
+            left = False
+            for consumer, job in pairs:
+                if now - job.arrived > _WAITED and job.client.is_gone():
+                    self._dispatcher.abandon(job.number)
+                    job.client.drop()
+                    left = True
+                else:
+                    self._links[consumer].send(job.number, job.payload)
+            if not left:
+                return
+
+    def _schedule_expiry(self, oldest: float) -> None:
+        """Look again when the oldest waiting job has waited for as long as it may."""
+        wait = self.limits.max_wait or _NO_CONSUMER
+        self._expiry = max(oldest + wait, green.monotonic()) + 0.001
+        green.later(self._expiry - green.monotonic(), self._on_expiry)
+
+    def _on_expiry(self) -> None:
+        self._expiry = None
+        now = green.monotonic()
+        if self.limits.max_wait:
+            for job in self._dispatcher.expire(now - self.limits.max_wait):
+                text = f"waited {now - job.arrived:.3f} s for a consumer, {self.limits.max_wait:g} allowed (--max-wait)"
+                log.warning("request %d of %s: %s", job.number, job.client, text)
+                job.client.fail(failure(Code.TIMEOUT, text))
+        if not self._links and now - self._alone_since >= _NO_CONSUMER:
+            for job in self._dispatcher.expire(now - _NO_CONSUMER):
+                text = f"there has been no consumer for {now - self._alone_since:.0f} s"
+                log.warning("request %d of %s: %s", job.number, job.client, text)
+                job.client.fail(failure(Code.UNAVAILABLE, text))
+        self._look_if_drained()
+        self._pump()
 
     def _on_patience_over(self) -> None:
         self._watching = False
@@ -169,8 +279,9 @@ class Front:
             for job, result in answered:
                 if job is not None:
                     self._answer(job, result)
-            if self._draining:
-                self._look_if_drained()
+            for number in {each for each in self._retiring if self._dispatcher.is_retired(each)}:
+                self._on_retired(number)
+            self._look_if_drained()
 
     def _answer(self, job: Job, result: Result) -> None:
         if result.code:
@@ -196,42 +307,97 @@ class Front:
     def _on_record(self, record: Record) -> None:
         kind, fields = record
         if kind is Kind.CONSUMER_READY:
-            self._add_consumer(fields["number"], fields["pid"])
+            self._add_consumer(fields["number"], fields["slot"], fields["pid"])
         elif kind is Kind.CONSUMER_GONE:
-            self._lose_consumer(fields["number"], fields["exit"], fields["job"])
+            self._lose_consumer(fields["number"], fields)
+        elif kind is Kind.RETIRE:
+            self._retire(fields["number"])
         elif kind is Kind.DRAIN:
             self._drain(fields["grace"])
 
-    def _add_consumer(self, number: int, pid: int) -> None:
+    def _add_consumer(self, number: int, slot: int, pid: int) -> None:
         try:
-            self._links[number] = ConsumerLink(self._context, self._folder, number)
+            self._links[number] = link = ConsumerLink(self._context, self._folder, number)
         except OSError as error:  # it is gone again; the supervisor is about to say so
             log.debug("consumer %d: %s", number, error)
             return
         self._pids[number] = pid
-        self._dispatcher.add_consumer(number, green.monotonic())
+        link.drain()  # what a front that died had given it: nobody waits for it any more
+        running = self._scoreboard.slot(slot)
+        occupied = self._is_of_another_front(running[JOB])
+        self._dispatcher.add_consumer(number, green.monotonic(), occupied=occupied)
+        if occupied:
+            if not self._occupied:
+                green.later(_OCCUPIED_LOOK, self._look_at_occupied)
+            self._occupied[number] = running
 
-    def _lose_consumer(self, number: int, ended: str, running: int) -> None:
+    def _is_of_another_front(self, job: int) -> bool:
+        return bool(job) and generation_of(job) != self._generation
+
+    def _look_at_occupied(self) -> None:
+        for number, running in list(self._occupied.items()):
+            if not self._is_of_another_front(running[JOB]):
+                del self._occupied[number]
+                self._dispatcher.vacate(number)
+                if self._dispatcher.is_retired(number):
+                    self._on_retired(number)
+        self._pump()
+        if self._occupied:
+            green.later(_OCCUPIED_LOOK, self._look_at_occupied)
+
+    def _retire(self, number: int) -> None:
+        """Give a consumer nothing more; say so when it holds nothing any more."""
+        if number in self._links:
+            self._retiring.add(number)
+            self._dispatcher.retire_consumer(number)
+            self._take_back_all(number)
+            if self._dispatcher.is_retired(number):
+                self._on_retired(number)
+
+    def _on_retired(self, number: int) -> None:
+        self._retiring.discard(number)
+        self._lifeline.send(Kind.RETIRED, number=number)
+
+    def _lose_consumer(self, number: int, end: dict[str, Any]) -> None:
+        """A consumer has ended; `end` is what its forker said of that."""
         link = self._links.pop(number, None)
         if link is None:
             return
-        pid = self._pids.pop(number)
+        if not self._links:
+            self._alone_since = green.monotonic()
+        self._pids.pop(number)
+        self._occupied.pop(number, None)
+        self._retiring.discard(number)
         begun = self._dispatcher.lose_consumer(number, link.drain())
         link.close(gone=True)
 
         def give_up(job: Job) -> None:
             self._on_results()
             if self._dispatcher.give_up(job.number):
-                why = f"its consumer (pid {pid}) ended: {ended}"
-                log.warning("request %d of %s lost: %s", job.number, job.client, why)
-                job.client.fail(failure(Code.CONSUMER_LOST, why, exit=ended))
-                self._look_if_drained()
+                self._on_lost(job, end)
 
         for job in begun:
-            if job.number == running:
+            if job.number == end["job"]:
                 give_up(job)
             else:  # it had ended: its result may be on its way
                 green.later(_SETTLE, lambda job=job: give_up(job))  # type: ignore[misc]
+
+    def _on_lost(self, job: Job, end: dict[str, Any]) -> None:
+        """A job had begun, and its consumer has ended without a result."""
+        if "timeout" in end and job.number == end["job"]:
+            text = f"ran for {end['timeout']:.2f} s, {self.limits.timeout:g} allowed (--timeout); {end['why']}"
+            why = failure(Code.TIMEOUT, text, stack=end["stack"])
+        else:
+            text = f"its consumer (pid {end['pid']}) ended: {end['exit']}{end.get('used', '')}"
+            if job.tries < self.limits.retries:
+                log.warning("request %d of %s: %s; trying again", job.number, job.client, text)
+                self._dispatcher.retry(job)
+                self._pump()
+                return
+            why = failure(Code.CONSUMER_LOST, text, exit=end["exit"])
+        log.warning("request %d of %s lost: %s", job.number, job.client, text)
+        job.client.fail(why)
+        self._look_if_drained()
 
     # ---- the end ----
 
@@ -241,8 +407,7 @@ class Front:
             return
         self._draining = True
         self._drain_end = green.monotonic() + grace
-        for stop in self._stop_accepting:
-            stop()
+        self._stop_all_accepting()
         for listener in self._listeners:
             kind = UnixOneShot if listener.family == socket.AF_UNIX else OneShot
             self._on_accept(listener, kind, most=1_000_000)
@@ -279,7 +444,7 @@ class Front:
             try:
                 os.kill(pid, 0)
             except ProcessLookupError:
-                self._lose_consumer(number, "unknown", 0)
+                self._lose_consumer(number, {"pid": pid, "exit": "unknown, without a supervisor", "job": 0})
         self._pump()
         if not self._pids and self._dispatcher.waiting:
             self._drain_end = 0.0  # nobody will ever run them

@@ -9,7 +9,8 @@ import inspect
 import os
 import sys
 import traceback
-from types import ModuleType
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import CodeType, ModuleType
 from typing import Any
 
 from .consumer import Consumer, one_line, place
@@ -45,8 +46,10 @@ def as_consumer(found: object, spec: str) -> Consumer:
     if inspect.isclass(found) and issubclass(found, Consumer):
         try:
             return found()
-        except Exception as error:
+        except BaseException as error:
             raise HandlerLoadError(f"handler {spec!r}: {one_line(error)}", traceback.format_exc()) from None
+    if inspect.isclass(found) and hasattr(found, "handle"):
+        raise HandlerLoadError(f"handler {spec!r} has a handle method; make it a subclass of gaspar.Consumer")
     if not callable(found):
         kind = type(found).__name__
         raise HandlerLoadError(
@@ -57,7 +60,14 @@ def as_consumer(found: object, spec: str) -> Consumer:
 
 def _import_module(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        importlib.invalidate_caches()
+        found = importlib.util.find_spec(name)  # imports its parents
+        if found is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name in sys.modules or type(found.loader) is not SourceFileLoader:
+            return importlib.import_module(name)
+        found.loader = _FromSource(found.loader.name, found.loader.path)
+        return _execute(found)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -68,8 +78,14 @@ def _import_message(name: str, error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         if not (name == error.name or name.startswith(error.name + ".")):
             return f"module {name!r} needs {error.name!r}, which is not installed{place(error)}"
-        known = (each.removesuffix(".py") for each in os.listdir() if each.endswith(".py") or os.path.isdir(each))
-        return f"no module {error.name!r} here or on the path{_near(error.name, list(known))}"
+        if "." in error.name:
+            parent: Any = sys.modules.get(error.name.rpartition(".")[0])
+            folders = list(getattr(parent, "__path__", []))
+        else:
+            folders = [os.getcwd()]
+        names = [each for folder in folders if os.path.isdir(folder) for each in sorted(os.listdir(folder))]
+        known = [each.removesuffix(".py") for each in names if each.endswith(".py") or "." not in each]
+        return f"no module {error.name!r} here or on the path{_near(error.name.rpartition('.')[2], known)}"
     return f"module {name!r} cannot be imported: {one_line(error)}"
 
 
@@ -86,22 +102,45 @@ def _import_file(path: str) -> ModuleType:
         sys.path.insert(0, parent)  # its neighbours are importable, as for `python path/to/file.py`
     if name in sys.modules:  # a file called like a module that is loaded, json.py say
         name = f"{name}@{full}"
-    found = importlib.util.spec_from_file_location(name, full)
-    if found is None or found.loader is None:
-        raise HandlerLoadError(f"file {path!r} is no Python source: its name must end in .py")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
+    found = importlib.util.spec_from_file_location(name, full, loader=_FromSource(name, full))
+    assert found is not None
     try:
-        found.loader.exec_module(module)
+        return _execute(found)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        del sys.modules[name]
         message = f"file {path!r} cannot be loaded: {one_line(error)}"
         if isinstance(error, ModuleNotFoundError) and error.name:
             message = f"file {path!r} needs {error.name!r}, which is not installed{place(error)}"
         raise HandlerLoadError(message, traceback.format_exc()) from None
-    return module
+
+
+class _FromSource(SourceFileLoader):
+    """Compiles the handler's own file each time.
+
+    A file that is rewritten within a second at the same size has a .pyc that looks fresh.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
+def _execute(found: ModuleSpec) -> ModuleType:
+    """Make a module of its spec, as an import does."""
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(found.name, None)
+        raise
+    parent, _, child = found.name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+    return sys.modules.get(found.name, module)  # a module may replace itself
 
 
 def _find(module: ModuleType, where: str, attribute: str) -> Any:
@@ -109,7 +148,9 @@ def _find(module: ModuleType, where: str, attribute: str) -> Any:
     for number, part in enumerate(attribute.split(".")):
         try:
             found = getattr(found, part)
-        except AttributeError:
+        except Exception as error:
+            if not isinstance(error, AttributeError):
+                raise HandlerLoadError(f"{where}:{attribute}: {one_line(error)}", traceback.format_exc()) from None
             owner = where if number == 0 else f"{where}:{'.'.join(attribute.split('.')[:number])}"
             names = [name for name in dir(found) if not name.startswith("__")]
             raise HandlerLoadError(f"{owner!r} has no attribute {part!r}{_near(part, names)}") from None

@@ -18,6 +18,9 @@ from .errors import LimitError
 MAX_WIRE_MESSAGE = 2**30 - 1  # bytes; a first byte of 0x40 or more begins another protocol's name
 MAX_PROCESSES = 1024  # slots on the scoreboard, two for each
 AUTO_DEPTH = 0
+NONE = 0  # no limit
+STOPPED_LIMIT = 2.0  # seconds that one of gaspar's processes may be stopped (SIGSTOP) before it counts as hung
+_LONGEST = 1e8  # seconds, three years
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -68,10 +71,10 @@ def _size(value: object) -> int:
     """Read bytes: a number, or text like 64M."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    match = re.fullmatch(r"(\d{1,15})\s*([KMG]?)I?B?", str(value).strip().upper())
+    match = re.fullmatch(r"([0-9]{1,15})\s*(?:([KMG])I?)?B?", str(value).strip().upper())
     if not match:
         raise ValueError("expected a size like 65536, 64K, 64M or 1G")
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * _UNITS[match[2] or ""]
 
 
 def _max_message(value: object) -> int:
@@ -88,10 +91,10 @@ def _seconds(value: object) -> float:
         raise ValueError("expected seconds, like 30 or 0.5")
     try:
         seconds = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         seconds = math.nan
-    if not 0 <= seconds <= 1e9:
-        raise ValueError("expected seconds from 0, like 30 or 0.5")
+    if not 0 <= seconds <= _LONGEST:
+        raise ValueError(f"expected seconds from 0 to {_LONGEST:g}, like 30 or 0.5")
     return seconds
 
 
@@ -114,6 +117,11 @@ def _count(low: int, high: int, auto: Callable[[], int] | None = None) -> Callab
         return int(text)
 
     return parse
+
+
+def _or_none(parse: Callable[[object], Any]) -> Callable[[object], Any]:
+    """Let "none" (or None) stand for no limit."""
+    return lambda value: NONE if value is None or value == "none" else parse(value)
 
 
 def _limit(default: object, parse: Callable[[object], Any], metavar: str, meaning: str) -> Any:
@@ -140,6 +148,28 @@ class Limits:
     )
     write_timeout: float = _limit(30.0, _positive_seconds, "SECONDS", "how long a client may take nothing of its reply")
     grace: float = _limit(30.0, _seconds, "SECONDS", "how long a stop waits for accepted requests")
+
+    timeout: float = _limit(
+        300.0, _seconds, "SECONDS", "longest run of one request, then its consumer is killed; 0 = none"
+    )
+    max_wait: float = _limit("none", _or_none(_positive_seconds), "SECONDS", "longest wait for a consumer")
+    max_waiting: int = _limit(10000, _count(0, 10**9), "N", "requests waiting; more are refused at once")
+    max_waiting_bytes: int = _limit(
+        "256M", _size, "SIZE", "bytes of requests waiting or being read, at least one max-message"
+    )
+    max_connections: int = _limit(
+        "auto", _count(1, 10**9, lambda: NONE), "N|auto", "clients at once, more wait; auto = as the file limit allows"
+    )
+    max_requests: int = _limit(
+        "none", _or_none(_count(1, 10**9)), "N", "a consumer is replaced after about N requests (10 % jitter)"
+    )
+    max_memory: int = _limit(
+        "none",
+        _or_none(_size),
+        "SIZE",
+        "a consumer whose private memory grew by more is replaced after its request; by 1.5 times that, killed",
+    )
+    retries: int = _limit(0, _count(0, 100), "N", "how often a request whose consumer died is tried again")
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):

@@ -46,6 +46,9 @@ class Results:
         self._socket.setsockopt(zmq.RCVHWM, 0)  # bounded by depth x consumers
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(_endpoint(folder, f"f{generation}"))
+        for old in range(1, generation):  # 0MQ leaves its files behind
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{folder}/f{old}")
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when there is something; edge-triggered, so `drain` first."""
@@ -116,8 +119,9 @@ class ConsumerLink:
         self._socket.close()
         os.close(self._claims)
         if gone:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            for path in (self._path, self._path.removesuffix(".claims")):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
 
 # ---- the consumer's end ----
@@ -171,7 +175,8 @@ class ConsumerEnd:
             if self._claim == number:
                 self._claim = 0
                 return True
-            if not self._claim or generation_of(self._claim) == generation_of(number):
+            if not self._claim or generation_of(self._claim) >= generation_of(number):
+                # taken back; or, as a PULL takes turns between its peers, a late job of a front that died
                 return False
             self._claim = 0  # left by a front that died before it sent the job
 
@@ -199,6 +204,7 @@ class ConsumerEnd:
 
     def close(self) -> None:
         """Let the last results out, then close."""
+        os.close(self._claims)
         self._jobs.close()
         if self._results is not None:
             self._results.close()

@@ -39,20 +39,30 @@ class Door(Protocol):
     limits: Limits
     busy: set[OneShot]  # those with a green thread
 
-    def submit(self, payload: bytes | bytearray, client: Any) -> None:
-        """A request is complete."""
+    def admit(self, size: int) -> None:
+        """A request of so many bytes is announced. Raises Overloaded if it is refused."""
+
+    def submit(self, payload: bytes | bytearray, client: OneShot) -> None:
+        """A request that was admitted is complete."""
+
+    def withdraw(self, size: int) -> None:
+        """A request that was admitted will never be complete."""
+
+    def closed(self) -> None:
+        """A connection is gone."""
 
 
 class OneShot:
     """A TCP client."""
 
-    __slots__ = ("_door", "_excess", "_parser", "_peer", "_sock", "_thread", "moved", "reading")
+    __slots__ = ("_admitted", "_door", "_excess", "_parser", "_peer", "_sock", "_thread", "moved", "reading")
 
     def __init__(self, door: Door, sock: socket.socket, peer: Any) -> None:
         self._door = door
         self._sock = sock
         self._peer = peer
         self._parser: OneShotParser | None = OneShotParser(door.limits.max_message)
+        self._admitted = -1  # bytes that the front expects of this request; -1: none yet
         self._excess = False  # bytes came after the request
         self._thread: Any = None
         self.reading = True
@@ -90,6 +100,9 @@ class OneShot:
             parser.eof()
             self._close(whole=True)  # a probe: connected, sent nothing, left
             return False
+        if self._admitted < 0 <= parser.size:
+            self._door.admit(parser.size)
+            self._admitted = parser.size
         return parser.complete
 
     def _take(self, parser: OneShotParser) -> int:
@@ -147,7 +160,18 @@ class OneShot:
         assert parser is not None
         self.reading = False
         self._excess = bool(parser.excess)
+        self._admitted = -1
         self._door.submit(parser.payload, self)
+
+    def is_gone(self) -> bool:
+        """True if the client is known to have left: its connection was reset, or ended both ways."""
+        poll = select.poll()
+        poll.register(self._sock.fileno(), 0)
+        return bool(poll.poll(0))
+
+    def drop(self) -> None:
+        """Forget a client that is gone."""
+        self._close(whole=False)
 
     def _refuse(self, error: Exception) -> None:
         if isinstance(error, (ConnectionError, BadFrame)):
@@ -254,6 +278,9 @@ class OneShot:
         self._parser = None
         self._thread = None
         self._door.busy.discard(self)
+        if self._admitted >= 0:
+            self._door.withdraw(self._admitted)
+        self._door.closed()
 
 
 class UnixOneShot(OneShot):

@@ -30,6 +30,7 @@ _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _RESET_SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 _BLOCKED = {*_GROUP_SIGNALS, *_RESET_SIGNALS}
 _GREEN_MODULES = {"os", "select", "selectors", "socket", "ssl", "_thread", "threading", "time", "subprocess", "queue"}
+_SEND_TIME = 1.0  # seconds that the other side has to take a record, once a part of it is sent
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 
 
@@ -54,12 +55,21 @@ class Lifeline:
         data = encode_record(kind, fields)
         try:
             sent = self._socket.send(data)
-            if sent < len(data):  # no record may be cut; the reader reads on or is dead
-                self._socket.settimeout(1.0)
-                self._socket.sendall(data[sent:])
-                self._socket.setblocking(False)
         except OSError:
             return False
+        return sent == len(data) or self._send_rest(data[sent:])
+
+    def _send_rest(self, rest: bytes) -> bool:
+        """Wait a moment for a reader; one that does not come is cut off, since no record may be cut."""
+        self._socket.settimeout(_SEND_TIME)
+        try:
+            self._socket.sendall(rest)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+            return False
+        finally:
+            self._socket.setblocking(False)
         return True
 
     def recv(self) -> list[Record] | None:

@@ -186,7 +186,7 @@ class Producer:
 
         os.setsid()  # what a terminal sends to the caller's group is the caller's to hand on
         keep_only([lifeline.fileno()], files=False)
-        return serve(lambda: self.consumer, [self._address], self.limits, lifeline)
+        return serve(lambda: self.consumer, [self._address], self.limits, reloadable=False, caller=lifeline)
 
     # ---- in the caller ----
 

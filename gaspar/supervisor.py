@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .limits import Limits
+from .limits import MAX_PROCESSES, STOPPED_LIMIT, Limits
 from .process import Child, Lifeline, Wakeup, describe_exit, fork, wait_readable
-from .wire import Kind, Record
+from .roster import Backoff, Entry, Roster
+from .wire import Kind
 
 log = logging.getLogger(__name__)
 
@@ -91,50 +92,42 @@ _TABLE: dict[State, dict[Event, State]] = {
 }
 
 
+_ALIVE = (State.STARTING, State.SERVING, State.DRAINING)  # consumers that die are replaced
+
+# What a signal orders: an event, or how many consumers more, 0: a reload.
+_ORDERS: dict[int, Event | int] = {
+    signal.SIGTERM: Event.TERM,
+    signal.SIGINT: Event.TERM,
+    signal.SIGQUIT: Event.QUIT,
+    signal.SIGHUP: 0,
+    signal.SIGTTIN: 1,
+    signal.SIGTTOU: -1,
+}
+
+
 def step(state: State, event: Event) -> State:
     """Return the state after an event; an event that means nothing in a state leaves it as it is."""
     return _TABLE[state].get(event, state)
 
 
-class Backoff:
-    """How long to wait before something that keeps dying is started again. Pure.
+@dataclass
+class _Forker:
+    """One generation of code, and the process that holds it."""
 
-    The first `FREE` early deaths in a row cost nothing, each further one doubles the wait.
-    """
-
-    FREE = 3
-    FIRST, LONGEST = 0.1, 5.0  # seconds
-    EARLY = 5.0  # seconds; what lived longer did not die early
-
-    def __init__(self) -> None:
-        self._row = 0
-
-    @property
-    def slowed(self) -> bool:
-        """True if the next start has to wait."""
-        return self._row > self.FREE
-
-    def died(self, lived: float, useful: bool) -> float:
-        """Count a death; returns the seconds to wait.
-
-        Args:
-            lived: seconds.
-            useful: it had been given work.
-        """
-        self._row = 0 if useful or lived > self.EARLY else self._row + 1
-        if not self.slowed:
-            return 0.0
-        return float(min(self.LONGEST, self.FIRST * 2 ** min(self._row - self.FREE - 1, 16)))
+    child: Child
+    loaded: bool = False
+    leaving: bool = False
+    stopped_since: float = 0.0  # somebody sent SIGSTOP; 0: it runs
 
 
 @dataclass
-class _Consumer:
-    """One consumer, as the supervisor sees it."""
+class _Front:
+    """One front."""
 
-    number: int
-    slot: int
-    forked: float  # seconds, monotonic
-    pid: int = 0  # 0 until it is ready
+    child: Child
+    forked: float
+    ready: bool = False
+    stopped_since: float = 0.0
 
 
 class Supervisor:
@@ -142,10 +135,12 @@ class Supervisor:
 
     Args:
         front: given a generation, returns what the front's process runs.
-        forker: what the forker's process runs.
+        forker: what a forker's process runs.
         addresses: where the daemon listens, for the log and the caller.
         close_listeners: closes this process's listening sockets and removes their files.
+        reloadable: the handler has a name and can be loaded anew.
         caller: the lifeline to the program that started the daemon, if there is one.
+        notify: tells the service manager a state, as sd_notify(3) does.
     """
 
     def __init__(
@@ -155,39 +150,41 @@ class Supervisor:
         limits: Limits,
         addresses: list[str],
         close_listeners: Callable[[], None],
+        reloadable: bool = True,
         caller: Lifeline | None = None,
+        notify: Callable[[str], None] = lambda state: None,
     ) -> None:
         self._front_main = front
         self._forker_main = forker
         self._limits = limits
         self._addresses = addresses
         self._close_listeners = close_listeners
+        self._reloadable = reloadable
         self._caller = caller
+        self._notify = notify
         self._state = State.STARTING
         self._began = time.monotonic()
         self._exit = Exit.STOPPED
         self._deadline: float | None = None  # of a stop's present step
         self._drain_end = 0.0  # when the grace is over
-        self._front: Child | None = None
+        self._front: _Front | None = None
         self._front_generation = 0
-        self._front_ready = False
-        self._front_forked = 0.0
         self._front_backoff = Backoff()
-        self._front_due: float | None = None
-        self._forker: Child | None = None
-        self._forker_loaded = False
-        self._forker_forked = 0.0
+        self._front_due: float | None = None  # when the next front is to be forked
+        self._forkers: dict[int, _Forker] = {}  # by generation
+        self._forker_generation = 0
         self._forker_backoff = Backoff()
+        self._forker_forked = 0.0
         self._forker_due: float | None = None
-        self._consumers: dict[int, _Consumer] = {}  # by number
-        self._next_number = 1
-        self._consumer_backoff = Backoff()
-        self._fill_due = 0.0
+        self._roster = Roster(limits.processes)
+        self._reloading = 0.0  # since when; 0: no reload is under way
+        self._reload_again = False
 
     def run(self) -> int:
         """Start everything, serve until asked to stop, end everything. Returns the exit code."""
-        self._wakeup = Wakeup([signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+        self._wakeup = Wakeup([signal.SIGCHLD, *_ORDERS])
         self._start_forker()
+        self._roster.generation = self._forker_generation
         self._start_front()
         while self._state is not State.STOPPED:
             links = {link.fileno(): link for link in (self._caller, *self._lifelines()) if link}
@@ -195,10 +192,7 @@ class Supervisor:
             for fd in ready & links.keys():
                 self._hear(links[fd])
             for signum in self._wakeup.notes():
-                if signum in (signal.SIGTERM, signal.SIGINT):
-                    self._happened(Event.TERM)
-                elif signum == signal.SIGQUIT:
-                    self._happened(Event.QUIT)
+                self._on_signal(signum)
             self._reap()
             self._tick(time.monotonic())
         self._wakeup.close()
@@ -206,7 +200,19 @@ class Supervisor:
             log.info("stopped")
         return self._exit
 
-    # ---- what happened ----
+    # ---- the daemon as a whole ----
+
+    def _on_signal(self, signum: int) -> None:
+        order = _ORDERS.get(signum)
+        if isinstance(order, Event):
+            self._happened(order)
+        elif self._state is State.SERVING:
+            if order is None:
+                return
+            if order == 0:
+                self._reload()
+            else:
+                self._scale(order)
 
     def _happened(self, event: Event) -> None:
         before, self._state = self._state, step(self._state, event)
@@ -217,63 +223,116 @@ class Supervisor:
             self._say_ready(now)
         elif self._state is State.DRAINING:
             log.info("draining: finishing what was accepted, at most %g s", self._limits.grace)
+            self._notify("STOPPING=1")
             self._drain_end = now + self._limits.grace
             self._deadline = self._drain_end + 2.0  # the front keeps the grace itself
             if self._front:
-                self._front.lifeline.send(Kind.DRAIN, grace=self._limits.grace)
+                self._front.child.lifeline.send(Kind.DRAIN, grace=self._limits.grace)
             else:
                 self._happened(Event.DRAINED)
             self._close_listeners()  # the front accepts what is pending, then closes its own
         elif self._state is State.LEAVING:
             self._deadline = max(self._drain_end, now + 1.0)
-            if self._forker:
-                self._forker.lifeline.send(Kind.LEAVE)
+            for forker in self._forkers.values():
+                forker.child.lifeline.send(Kind.LEAVE)
         elif self._state is State.KILLING:
-            self._deadline = now + 1.0
-            self._close_listeners()
-            if self._front:
-                os.kill(self._front.pid, signal.SIGKILL)
-            if self._forker and not (self._forker_loaded and self._forker.lifeline.send(Kind.STOP)):
-                os.kill(self._forker.pid, signal.SIGKILL)
+            self._kill_all(now)
+
+    def _kill_all(self, now: float) -> None:
+        self._deadline = now + 1.0
+        self._close_listeners()
+        if self._front:
+            os.kill(self._front.child.pid, signal.SIGKILL)
+        for forker in self._forkers.values():
+            # a forker that listens kills its consumers' whole process groups
+            if not (forker.loaded and not forker.stopped_since and forker.child.lifeline.send(Kind.STOP)):
+                os.kill(forker.child.pid, signal.SIGKILL)
 
     def _say_ready(self, now: float) -> None:
-        pids = [each.pid for each in self._consumers.values()]
-        assert self._front and self._forker
+        pids = [each.pid for each in self._roster.ready]
+        assert self._front
         log.info(
             "ready: listening on %s, %d consumer%s (pid %s), front (pid %d), forker (pid %d), in %.2f s",
             ", ".join(self._addresses),
             len(pids),
             "" if len(pids) == 1 else "s",
             ", ".join(map(str, pids)),
-            self._front.pid,
-            self._forker.pid,
+            self._front.child.pid,
+            self._forkers[self._roster.generation].child.pid,
             now - self._began,
         )
         self._tell_caller(Kind.READY, addresses=self._addresses)
+        self._notify("READY=1")
 
     def _tell_caller(self, kind: Kind, **fields: Any) -> None:
         if self._caller:
             self._caller.send(kind, **fields)
 
-    def _fail(self, record: Record) -> None:
-        """The handler does not load or set up."""
-        message, traceback = record.fields["message"], record.fields["traceback"]
-        if self._state is not State.STARTING:
-            if self._exit is not Exit.HANDLER:
-                log.error("%s", message)
+    def _fail_start(self, message: str, traceback: str) -> None:
+        """The handler does not load or set up: say so, once, and end."""
+        if self._exit is Exit.HANDLER:
             return
-        if self._exit is not Exit.HANDLER and not self._caller:  # the first one; a caller gets an exception
+        self._exit = Exit.HANDLER
+        if self._caller:
+            self._tell_caller(Kind.LOAD_FAILED, message=message, traceback=traceback)
+        else:
             log.error("cannot start: %s", message)
             if traceback:
                 log.debug("%s", traceback)
-        self._exit = Exit.HANDLER
-        self._tell_caller(Kind.LOAD_FAILED, message=message, traceback=traceback)
         self._happened(Event.FAILED)
+
+    # ---- reload and scale ----
+
+    def _scale(self, change: int) -> None:
+        target = max(1, min(MAX_PROCESSES, self._roster.target + change))
+        if target != self._roster.target:
+            self._roster.target = target
+            log.info("%d consumers from now on", target)
+
+    def _reload(self) -> None:
+        if self._reloading:
+            self._reload_again = True
+            log.info("reload asked for during a reload: another one follows")
+            return
+        self._reloading = now = time.monotonic()
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        if self._reloadable:
+            log.info("reloading: loading the handler anew")
+            self._start_forker()
+        else:
+            log.info("reloading: the handler is an object and cannot be loaded anew; its consumers are forked afresh")
+            for each in self._roster:
+                each.worn = True
+            self._roster.not_before = min(self._roster.not_before, now)
+
+    def _end_reload(self, failure: str = "") -> None:
+        if failure:
+            log.error("reload failed, the old code goes on: %s", failure)
+            generation, self._roster.trial = self._forker_generation, 0
+            if forker := self._forkers.get(generation):
+                forker.leaving = True
+                if not forker.child.lifeline.send(Kind.STOP):
+                    os.kill(forker.child.pid, signal.SIGKILL)
+        else:
+            took = time.monotonic() - self._reloading
+            log.info("reloaded in %.2f s: consumers %s", took, ", ".join(str(each.pid) for each in self._roster.ready))
+        self._reloading = 0.0
+        self._notify("READY=1")
+        if self._reload_again:
+            self._reload_again = False
+            self._reload()
+
+    def _is_trial(self, generation: int) -> bool:
+        """True of the forker of a reload that has not shown a ready consumer yet."""
+        return bool(self._reloading) and self._reloadable and generation > self._roster.generation
 
     # ---- what children say ----
 
     def _lifelines(self) -> list[Lifeline]:
-        return [child.lifeline for child in (self._front, self._forker) if child]
+        return [each.child.lifeline for each in self._children()]
+
+    def _children(self) -> list[_Front | _Forker]:
+        return [*([self._front] if self._front else []), *self._forkers.values()]
 
     def _hear(self, link: Lifeline) -> None:
         records = link.recv()
@@ -283,165 +342,225 @@ class Supervisor:
                 link.close()
                 self._happened(Event.TERM)
             return  # a child's end: waitpid tells, and nothing else
-        for record in records:
-            self._on_record(record, link)
+        generation = next((n for n, each in self._forkers.items() if each.child.lifeline is link), 0)
+        for kind, fields in records:
+            if link is self._caller:
+                self._happened(Event.TERM if kind is Kind.DRAIN else Event.QUIT)
+            elif generation:
+                self._on_forker_record(generation, kind, fields)
+            else:
+                self._on_front_record(kind, fields)
 
-    def _on_record(self, record: Record, link: Lifeline) -> None:
-        kind, fields = record
-        if kind is Kind.DRAIN:
-            self._happened(Event.TERM)
-        elif kind is Kind.STOP:
-            self._happened(Event.QUIT)
-        elif kind is Kind.READY:
-            self._front_ready = True
-            for each in self._consumers.values():
+    def _on_front_record(self, kind: Kind, fields: dict[str, Any]) -> None:
+        assert self._front
+        if kind is Kind.READY:
+            self._front.ready = True
+            for each in self._roster:
                 if each.pid:
                     self._introduce(each)
-        elif kind is Kind.LOADED:
-            self._forker_loaded = True
+        elif kind is Kind.RETIRED:
+            self._let_go(fields["number"])
+
+    def _let_go(self, number: int) -> None:
+        entry = self._roster.get(number)
+        if entry and entry.generation in self._forkers:
+            self._forkers[entry.generation].child.lifeline.send(Kind.LEAVE, number=number)
+
+    def _on_forker_record(self, generation: int, kind: Kind, fields: dict[str, Any]) -> None:
+        if kind is Kind.LOADED:
+            self._forkers[generation].loaded = True
+            if self._is_trial(generation):
+                self._roster.trial = generation
         elif kind in (Kind.LOAD_FAILED, Kind.SETUP_FAILED):
-            self._fail(record)
+            self._on_failure(generation, fields["message"], fields["traceback"])
         elif kind is Kind.CONSUMER_READY:
-            if consumer := self._consumers.get(fields["number"]):
-                consumer.pid = fields["pid"]
-                self._tell_caller(Kind.CONSUMER_READY, pid=consumer.pid)
-                if self._front_ready:
-                    self._introduce(consumer)
+            if entry := self._roster.on_ready(fields["number"], fields["pid"]):
+                self._tell_caller(Kind.CONSUMER_READY, pid=entry.pid)
+                self._introduce(entry)
+        elif kind is Kind.CONSUMER_WORN:
+            if entry := self._roster.get(fields["number"]):
+                log.info("consumer %d (pid %d) is to be replaced: %s", entry.number, entry.pid, fields["why"])
+                entry.worn = True
         elif kind is Kind.CONSUMER_GONE:
             self._on_consumer_gone(fields)
 
-    def _introduce(self, each: _Consumer) -> None:
-        if self._front:
-            self._front.lifeline.send(Kind.CONSUMER_READY, number=each.number, slot=each.slot, pid=each.pid)
+    def _on_failure(self, generation: int, message: str, traceback: str) -> None:
+        """The handler's code does not load or set up."""
+        if self._state is State.STARTING:
+            self._fail_start(message, traceback)
+        elif self._is_trial(generation):
+            log.debug("%s", traceback)
+            self._end_reload(failure=message)
+        elif not self._forkers[generation].leaving:
+            log.error("%s", message)
+
+    def _introduce(self, entry: Entry) -> None:
+        if self._front and self._front.ready:
+            number, slot, pid = entry.number, entry.slot, entry.pid
+            self._front.child.lifeline.send(Kind.CONSUMER_READY, number=number, slot=slot, pid=pid)
+            if entry.retiring:
+                self._front.child.lifeline.send(Kind.RETIRE, number=number)
 
     def _on_consumer_gone(self, fields: dict[str, Any]) -> None:
-        consumer = self._consumers.pop(fields["number"], None)
-        if consumer is None:
+        slowed = self._roster.backoff.slowed
+        entry = self._roster.on_gone(fields["number"], fields["given"], time.monotonic())
+        if entry is None:
             return
         if self._front:
-            self._front.lifeline.send(Kind.CONSUMER_GONE, **fields)
+            self._front.child.lifeline.send(Kind.CONSUMER_GONE, **fields)
         self._tell_caller(Kind.CONSUMER_GONE, pid=fields["pid"])
-        if self._state is State.STARTING:
-            message = f"a consumer ended before it was ready: {fields['exit']}"
-            if not consumer.pid:
-                self._fail(Record(Kind.LOAD_FAILED, {"message": message, "traceback": ""}))
-        elif self._state in (State.SERVING, State.DRAINING):
-            slowed = self._consumer_backoff.slowed
-            now = time.monotonic()
-            self._fill_due = now + self._consumer_backoff.died(now - consumer.forked, fields["given"])
-            log.warning("consumer %d (pid %d) ended: %s", consumer.number, fields["pid"], fields["exit"])
-            if self._consumer_backoff.slowed and not slowed:
+        early = "" if entry.pid else "a consumer ended before it was ready: " + fields["exit"]
+        if early and self._state is State.STARTING:
+            self._fail_start(early, "")
+        elif early and self._is_trial(entry.generation):
+            self._end_reload(failure=early)
+        elif self._state in _ALIVE and not (entry.retiring and fields["exit"] == "exit status 0"):
+            log.warning("consumer %d (pid %d) ended: %s", entry.number, fields["pid"], fields["exit"])
+            if self._roster.backoff.slowed and not slowed:
                 log.error("consumers die again and again before they are given a job: replacing them slows down")
 
     # ---- processes ----
 
     def _start_forker(self) -> None:
         self._forker_due = None
-        self._forker_loaded = False
         self._forker_forked = time.monotonic()
-        self._forker = fork(self._forker_main, "gaspar:forker", close=self._others())
+        self._forker_generation += 1
+        child = fork(self._forker_main, "gaspar:forker", close=self._others())
+        self._forkers[self._forker_generation] = _Forker(child)
 
     def _start_front(self) -> None:
         self._front_due = None
-        self._front_ready = False
         self._front_generation += 1
-        self._front_forked = time.monotonic()
-        self._front = fork(self._front_main(self._front_generation), "gaspar:front", close=self._others())
+        child = fork(self._front_main(self._front_generation), "gaspar:front", close=self._others())
+        self._front = _Front(child, time.monotonic())
 
     def _others(self) -> list[Lifeline]:
         return [*self._lifelines(), *([self._caller] if self._caller else [])]
 
     def _reap(self) -> None:
-        if self._front and (ended := _reaped(self._front.pid)):
-            self._hear(self._front.lifeline)
-            self._front.lifeline.close()
-            self._front = None
-            self._on_front_gone(ended)
-        if self._forker and (ended := _reaped(self._forker.pid)):
-            self._hear(self._forker.lifeline)
-            self._forker.lifeline.close()
-            self._forker = None
-            self._on_forker_gone(ended)
+        """Take note of every child that has ended, stopped or gone on; as PID 1 also of those that are not ours."""
+        now = time.monotonic()
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            child = next((each for each in self._children() if each.child.pid == pid), None)
+            if child is None:
+                continue
+            if os.WIFSTOPPED(status):
+                child.stopped_since = now
+            elif os.WIFCONTINUED(status):
+                child.stopped_since = 0.0
+            else:
+                self._on_child_gone(child, describe_exit(status))
 
-    def _on_front_gone(self, ended: str) -> None:
+    def _on_child_gone(self, child: _Front | _Forker, ended: str) -> None:
+        self._hear(child.child.lifeline)  # what it said last
+        child.child.lifeline.close()
+        if isinstance(child, _Front):
+            self._front = None
+            self._on_front_gone(child, ended)
+        else:
+            generation = next(number for number, each in self._forkers.items() if each is child)
+            del self._forkers[generation]
+            self._on_forker_gone(generation, child, ended)
+
+    def _on_front_gone(self, front: _Front, ended: str) -> None:
         if self._state in (State.STARTING, State.SERVING):
             now = time.monotonic()
-            log.error("front ended: %s; starting another", ended)
-            self._front_due = now + self._front_backoff.died(now - self._front_forked, useful=False)
+            log.error("front (pid %d) ended: %s; starting another", front.child.pid, ended)
+            self._front_due = now + self._front_backoff.died(now - front.forked, useful=False)
+            for each in self._roster:  # the front that was to say when they are done is gone
+                if each.retiring:
+                    self._let_go(each.number)
         else:
             if ended != "exit status 0" and self._state is State.DRAINING:
-                log.error("front ended while draining: %s", ended)
+                log.error("front (pid %d) ended while draining: %s", front.child.pid, ended)
             self._happened(Event.DRAINED)
 
-    def _on_forker_gone(self, ended: str) -> None:
-        if self._state is State.STARTING and not self._forker_loaded:
-            message = f"the process that loads the handler ended: {ended}"
-            self._fail(Record(Kind.LOAD_FAILED, {"message": message, "traceback": ""}))
-        if self._state in (State.STARTING, State.SERVING, State.DRAINING):
+    def _on_forker_gone(self, generation: int, forker: _Forker, ended: str) -> None:
+        trial = self._is_trial(generation)
+        if self._state is State.STARTING and not forker.loaded:
+            self._fail_start(f"the process that loads the handler ended: {ended}", "")
+        elif trial:
+            self._end_reload(failure=f"the process that loads the handler ended: {ended}")
+        elif self._state in _ALIVE and not forker.leaving:
             now = time.monotonic()
-            log.error("forker ended: %s; starting another", ended)
-            self._forker_due = now + self._forker_backoff.died(now - self._forker_forked, useful=False)
-        for number, each in list(self._consumers.items()):  # they end with it
-            del self._consumers[number]
+            log.error("forker (pid %d) ended: %s; starting another", forker.child.pid, ended)
+            if generation == self._roster.generation:
+                self._forker_due = now + self._forker_backoff.died(now - self._forker_forked, useful=False)
+        for each in self._roster.of(generation):  # they end with it
+            gone = "SIGKILL, with its forker"
+            self._roster.on_gone(each.number, True, time.monotonic())
             if self._front:
-                self._front.lifeline.send(
-                    Kind.CONSUMER_GONE, number=number, pid=each.pid, exit="SIGKILL, with its forker", job=0, given=True
+                self._front.child.lifeline.send(
+                    Kind.CONSUMER_GONE, number=each.number, pid=each.pid, exit=gone, job=0, given=True
                 )
             self._tell_caller(Kind.CONSUMER_GONE, pid=each.pid)
 
-    def _fill(self, now: float) -> None:
-        """Order the consumers that are missing."""
-        if not (self._forker and self._forker_loaded) or now < self._fill_due:
+    def _give_orders(self, now: float) -> None:
+        current = self._forkers.get(self._roster.generation)
+        if current is None or not current.loaded:
             return
-        taken = {each.slot for each in self._consumers.values()}
-        while len(self._consumers) < self._limits.processes:
-            slot = next(n for n in range(len(taken) + 1) if n not in taken)
-            taken.add(slot)
-            consumer = _Consumer(self._next_number, slot, now)
-            self._next_number += 1
-            self._consumers[consumer.number] = consumer
-            self._forker.lifeline.send(Kind.FORK, number=consumer.number, slot=slot)
+        fork_now, retire = self._roster.next_orders(now)
+        for each in fork_now:
+            self._forkers[each.generation].child.lifeline.send(Kind.FORK, number=each.number, slot=each.slot)
+        for each in retire:
+            if self._front and self._front.ready:
+                self._front.child.lifeline.send(Kind.RETIRE, number=each.number)
+            else:
+                self._let_go(each.number)
+        for generation, forker in self._forkers.items():
+            if generation < self._roster.generation and not self._roster.of(generation) and not forker.leaving:
+                forker.leaving = True
+                forker.child.lifeline.send(Kind.LEAVE)
+        if self._reloading and self._roster.settled and not self._is_trial(self._forker_generation):
+            self._end_reload()
 
     # ---- time ----
 
     def _tick(self, now: float) -> None:
-        if self._state in (State.STARTING, State.SERVING, State.DRAINING):
+        if self._state in _ALIVE:
             if self._forker_due is not None and now >= self._forker_due:
                 self._start_forker()
-            self._fill(now)
-        if self._state in (State.STARTING, State.SERVING) and self._front_due is not None and now >= self._front_due:
-            self._start_front()
+                self._roster.generation = self._forker_generation
+            self._give_orders(now)
+        else:
+            self._forker_due = None
         if self._state not in (State.STARTING, State.SERVING):
             self._front_due = None
-        if self._state in (State.LEAVING, State.KILLING):
-            self._forker_due = None
-        ready = [each for each in self._consumers.values() if each.pid]
-        if self._state is State.STARTING and self._front_ready and len(ready) == self._limits.processes:
+        elif self._front_due is not None and now >= self._front_due:
+            self._start_front()
+        if self._state is State.STARTING and self._front and self._front.ready and self._roster.settled:
             self._happened(Event.READY)
+        for child in self._children():
+            if child.stopped_since and now - child.stopped_since >= STOPPED_LIMIT:
+                log.error("process %d was stopped by somebody for %g s: killing it", child.child.pid, STOPPED_LIMIT)
+                child.stopped_since = 0.0
+                os.kill(child.child.pid, signal.SIGKILL)
         if self._deadline is not None and now >= self._deadline:
             self._too_late(now)
-        if not self._front and not self._forker and self._front_due is None and self._forker_due is None:
+        if not self._front and not self._forkers and self._front_due is None and self._forker_due is None:
             self._happened(Event.EMPTY)
 
     def _too_late(self, now: float) -> None:
         if self._state is State.KILLING:
             self._deadline = now + 1.0
-            for child in (self._front, self._forker):
-                if child:
-                    os.kill(child.pid, signal.SIGKILL)
+            for child in self._children():
+                os.kill(child.child.pid, signal.SIGKILL)
         else:
             log.warning("%s took too long: ending what is left", self._state.value)
             self._happened(Event.LATE)
 
     def _timeout(self) -> float | None:
-        dues = [due for due in (self._deadline, self._front_due, self._forker_due) if due is not None]
         now = time.monotonic()
-        if self._fill_due > now:
-            dues.append(self._fill_due)
+        dues = [due for due in (self._deadline, self._front_due, self._forker_due) if due is not None]
+        if self._roster.not_before > now:
+            dues.append(self._roster.not_before)
+        for child in self._children():
+            if child.stopped_since:
+                dues.append(child.stopped_since + STOPPED_LIMIT)
         return max(0.0, min(dues) - now) if dues else None
-
-
-def _reaped(pid: int) -> str:
-    """Reap a child if it has ended; says how, or "" if it lives."""
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    return describe_exit(status) if ended else ""

@@ -15,6 +15,7 @@ from .errors import BadFrame, TooBig
 # ---- one-shot: 4-byte length, payload; the reply ends with the connection ----
 
 LENGTH = struct.Struct("!I")
+_FIRST_SPACE = 256 * 1024  # bytes
 MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a length is below 2**30
 
 # ---- jobs and results: native byte order, they never leave the machine ----
@@ -68,6 +69,7 @@ class OneShotParser:
         self._max_message = max_message
         self._header = b""
         self._have = 0
+        self._buffer = bytearray()  # of a payload that comes in parts
         self.size = -1  # bytes announced; -1 while the header is not complete
         self.payload: bytes | bytearray = b""
         self.excess = b""
@@ -98,16 +100,22 @@ class OneShotParser:
                 self.excess = data[self.size :]
                 self._have = self.size
                 return
-            self.payload = bytearray(self.size)
+            self._buffer = self.payload = bytearray()
         part = data[: self.missing]
         if part:
-            self.payload[self._have : self._have + len(part)] = part  # type: ignore[index]
+            del self._buffer[self._have :]
+            self._buffer += part
             self._have += len(part)
         self.excess += data[len(part) :]
 
     def space(self) -> memoryview:
-        """Return where the missing part of the payload is to be read to."""
-        return memoryview(self.payload)[self._have :]
+        """Return where the next part of the payload is to be read to.
+
+        The memory grows with what has come, so that an announcement alone orders little.
+        """
+        if len(self._buffer) == self._have:
+            self._buffer += bytes(min(self.size, max(_FIRST_SPACE, 2 * self._have)) - self._have)
+        return memoryview(self._buffer)[self._have :]
 
     def filled(self, count: int) -> None:
         """Say that `count` bytes were read into `space()`."""
@@ -141,7 +149,7 @@ class OneShotParser:
 #
 # size u32 | kind u8 | size bytes of a UTF-8 JSON object
 _RECORD = struct.Struct("!IB")
-MAX_RECORD = 1024 * 1024
+MAX_TEXT = 16 * 1024
 
 
 class Kind(enum.IntEnum):
@@ -158,10 +166,14 @@ class Kind(enum.IntEnum):
     # supervisor -> forker
     FORK = 20  # number, slot
     LEAVE = 21  # number, or none for all and itself; also forker -> consumer
+    CONSUMER_WORN = 15  # number, why: to be replaced; also consumer -> forker, without the number
     BIND_FAILED = 14  # errno, message; supervisor -> caller
     # supervisor -> front, caller -> supervisor
     DRAIN = 30  # grace: seconds
-    STOP = 31  # at once
+    STOP = 31  # at once; also supervisor -> forker
+    RETIRE = 32  # number: gets no more jobs; supervisor -> front
+    # front -> supervisor
+    RETIRED = 40  # number: holds no job any more
 
 
 class Record(NamedTuple):
@@ -172,7 +184,8 @@ class Record(NamedTuple):
 
 
 def encode_record(kind: Kind, fields: dict[str, Any]) -> bytes:
-    """Lay out one lifeline record."""
+    """Lay out one lifeline record; texts are cut to MAX_TEXT characters, tracebacks at their front."""
+    fields = {name: value[-MAX_TEXT:] if isinstance(value, str) else value for name, value in fields.items()}
     body = json.dumps(fields).encode()
     return _RECORD.pack(len(body), kind) + body
 

@@ -118,6 +118,12 @@ class Daemon:
         found = psutil.Process(self.front).net_connections("tcp")
         return sum(each.laddr.port == port and each.status == "ESTABLISHED" for each in found)
 
+    def ask_nothing(self) -> None:
+        """Wait until the front has taken in what was sent to it before."""
+        with self.connect() as sock:
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(1) == b""
+
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import signal
+import subprocess
 import sys
+import threading
 import time
 
 import gaspar
@@ -58,6 +61,51 @@ DEADLY = {
     b"segfault": lambda: ctypes.string_at(0),
     b"fork and return": _fork_and_return,
 }
+
+
+def _stop_itself() -> bytes:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return b""
+
+
+def _ignore_signals_and_hang() -> bytes:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    return _hang_in_python()
+
+
+def _hang_in_python() -> bytes:
+    while True:
+        pass
+
+
+def _hang_with_children() -> bytes:
+    subprocess.run(["sleep", "1000"])
+    return b""
+
+
+HUNG = {
+    b"hang in Python": _hang_in_python,
+    b"hang in C": lambda: re.match(r"(a+)+$", "a" * 64 + "b"),
+    b"hang in a huge power": lambda: pow(3, 10**9),
+    b"hang on a lock": lambda: threading.Lock().acquire() and _double_acquire(),
+    b"hang in a child": _hang_with_children,
+    b"ignore signals and hang": _ignore_signals_and_hang,
+    b"stop itself": _stop_itself,
+}
+
+
+def _double_acquire() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def faulty(message: bytes) -> object:
+    """Do what the message names; wait for the file that it names; else give it back."""
+    if message.startswith(b"/"):
+        return await_file(message)
+    return {**BAD, **DEADLY, **HUNG}.get(message, lambda: message)()
 
 
 def bad(message: bytes) -> object:

@@ -172,7 +172,7 @@ def test_bind_beyond_loopback_is_warned_about_once(serve: Serve) -> None:
 def test_front_that_dies_is_replaced_on_the_same_port(serve: Serve) -> None:
     daemon = serve("echo")
     os.kill(daemon.front, signal.SIGKILL)
-    daemon.wait_for_line("front ended: SIGKILL")
+    daemon.wait_for_line(r"front \(pid \d+\) ended: SIGKILL")
     assert [daemon.ask(b"%d" % n) for n in range(50)] == [b"%d" % n for n in range(50)]
 
 
@@ -180,7 +180,7 @@ def test_forker_that_dies_is_replaced_with_its_consumers(serve: Serve) -> None:
     daemon = serve("pid", "-p", "2")
     old = daemon.consumers
     os.kill(daemon.forker, signal.SIGKILL)
-    daemon.wait_for_line("forker ended: SIGKILL")
+    daemon.wait_for_line(r"forker \(pid \d+\) ended: SIGKILL")
     assert int(daemon.ask(b"")) not in old
     psutil.wait_procs([psutil.Process(pid) for pid in old if psutil.pid_exists(pid)], timeout=10)
     assert not any(map(psutil.pid_exists, old))

@@ -1,0 +1,145 @@
+"""Holds the table of who imports whom against the code: imports in functions and for type checkers too."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gaspar
+
+PACKAGE = Path(gaspar.__file__).parent
+
+# Each module with the modules of gaspar that it imports. Imports point down; a new edge is a decision.
+TABLE = {
+    "errors": "",
+    "address": "errors",
+    "limits": "errors",
+    "wire": "errors",
+    "scoreboard": "",
+    "dispatch": "limits wire",
+    "process": "wire",
+    "links": "wire",
+    "green": "",
+    "oneshot": "address errors green limits wire",
+    "front": "dispatch errors green limits links oneshot process wire",
+    "consumer": "errors links process scoreboard wire",
+    "handler": "consumer errors",
+    "forker": "consumer errors limits links process scoreboard wire",
+    "supervisor": "limits process wire",
+    "daemon": "address consumer errors forker front limits process scoreboard supervisor wire",
+    "client": "address errors limits wire",
+    "producer": "address consumer daemon errors limits process wire",
+    "__init__": "client consumer errors producer",
+    "cli": "__init__ address consumer daemon errors handler limits supervisor",
+    "__main__": "cli",
+}
+# Who imports what is neither gaspar's nor the standard library's.
+FOREIGN = {
+    "cli": "click psutil",
+    "front": "zmq",
+    "green": "eventlet",
+    "links": "zmq",
+}
+# What only some may touch of the standard library.
+GUARDED = {
+    "ctypes": "process",
+    "mmap": "scoreboard",
+    "multiprocessing": "",
+    "pickle": "",
+    "resource": "front",
+    "select": "oneshot process",
+    "signal": "forker process producer supervisor",
+    "socket": "address client daemon front oneshot process",
+    "struct": "address oneshot wire",
+    "subprocess": "",
+    "threading": "forker producer",
+}
+HEAVY = ("eventlet", "greenlet", "zmq", "click", "psutil")
+
+
+def modules() -> list[str]:
+    return sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def imported(module: str) -> set[str]:
+    """Return what a module imports, gaspar's own as `.name`."""
+    names = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f".{node.module}"} if node.module else {f".{each.name}" for each in node.names}
+    known = modules()
+    return {_own(name, known) if name.startswith((".", "gaspar")) else name.partition(".")[0] for name in names}
+
+
+def _own(name: str, known: list[str]) -> str:
+    own = name.removeprefix("gaspar").lstrip(".").partition(".")[0]
+    return f".{own if own in known else '__init__'}"
+
+
+def test_the_table_has_each_module_and_no_other() -> None:
+    assert sorted(TABLE) == modules()
+
+
+@pytest.mark.parametrize("module", TABLE)
+def test_a_module_imports_from_gaspar_what_its_table_says(module: str) -> None:
+    own = {name[1:] for name in imported(module) if name.startswith(".")}
+    assert own == set(TABLE[module].split())
+
+
+@pytest.mark.parametrize("module", TABLE)
+def test_a_module_imports_what_is_not_in_the_standard_library_only_if_its_table_says_so(module: str) -> None:
+    foreign = {name for name in imported(module) if not name.startswith(".")} - sys.stdlib_module_names
+    assert foreign == set(FOREIGN.get(module, "").split())
+
+
+@pytest.mark.parametrize("guarded", GUARDED)
+def test_what_only_some_may_touch_is_touched_by_them_alone(guarded: str) -> None:
+    assert {module for module in TABLE if guarded in imported(module)} == set(GUARDED[guarded].split())
+
+
+def test_imports_go_in_no_circle() -> None:
+    graphlib.TopologicalSorter({module: below.split() for module, below in TABLE.items()}).prepare()
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Return what a fresh interpreter has loaded after a statement."""
+    program = f"import sys; {statement}; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import gaspar",
+        "import gaspar.client",
+        "import gaspar; gaspar.request, gaspar.pack, gaspar.errors, gaspar.GasparError",
+        "import gaspar; gaspar.Producer, gaspar.Consumer, gaspar.Forker",
+        "import gaspar.supervisor",
+        "import gaspar.daemon",
+        "import gaspar.forker",
+        "import gaspar.handler",
+    ],
+)
+def test_importing_pulls_in_nothing_heavy(statement: str) -> None:
+    assert loaded_after(statement).isdisjoint(HEAVY)
+
+
+def test_importing_gaspar_alone_loads_no_other_module_of_it() -> None:
+    assert {name for name in loaded_after("import gaspar") if name.startswith("gaspar")} == {"gaspar"}
+
+
+def test_every_public_name_can_be_had_and_no_other() -> None:
+    for name in gaspar.__all__:
+        assert getattr(gaspar, name) is not None
+    assert dir(gaspar) == sorted(gaspar.__all__)
+    with pytest.raises(AttributeError, match="module 'gaspar' has no attribute 'Worker'"):
+        gaspar.Worker  # noqa: B018
