@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -91,14 +92,15 @@ class Front:
         self._stop_accepting: list[Callable[[], None]] = []
         self._watching = False  # the next look at overdue jobs is scheduled
         self._max_waiting_bytes = max(limits.max_waiting_bytes, limits.max_message)
-        self._max_connections = limits.max_connections or _affordable_connections()
+        # never the last descriptors: libzmq aborts when it gets none
+        self._max_connections = min(limits.max_connections or sys.maxsize, _affordable_connections())
         self._reading_bytes = 0  # of requests that are announced and not complete
         self._connections = 0
         self._refusing = False  # said so
         self._expiry: float | None = None  # when the next look at who waited too long is due
         self._alone_since = green.monotonic()  # since when there is no consumer
         self._occupied: dict[int, memoryview] = {}  # slots of consumers that run jobs of a front that died
-        self._paused = False  # out of descriptors, said so
+        self._said_full = False  # that more clients come than may be connected
         self._orphaned = False
         self._retiring: set[int] = set()
         self._draining = False
@@ -126,7 +128,7 @@ class Front:
     def _on_accept(self, listener: socket.socket, kind: type[OneShot], most: int) -> None:
         for _ in range(most):
             if self._connections >= self._max_connections:
-                self._stop_all_accepting()  # until one leaves
+                self._pause_accepting(f"{self._connections} are connected (--max-connections, or the file limit)")
                 break
             try:
                 sock, peer = listener.accept()
@@ -137,18 +139,19 @@ class Front:
             except OSError as error:
                 if error.errno not in _NO_DESCRIPTORS:
                     raise
-                self._pause_accepting(error)
+                self._pause_accepting(str(error.strerror))
+                green.later(_ACCEPT_PAUSE, self._resume_accepting)
                 break
             self._connections += 1
             kind(self, sock, peer).begin()
         self._pump()
 
-    def _pause_accepting(self, error: OSError) -> None:
-        if not self._paused:
-            log.error("cannot accept clients for now: %s; they wait in the kernel's backlog", error.strerror)
-            self._paused = True
+    def _pause_accepting(self, why: str) -> None:
+        """Accept no client until one leaves, or after a pause."""
+        if not self._said_full:
+            log.warning("clients wait in the kernel's backlog: %s", why)
+            self._said_full = True
         self._stop_all_accepting()
-        green.later(_ACCEPT_PAUSE, self._resume_accepting)
 
     def _stop_all_accepting(self) -> None:
         for stop in self._stop_accepting:
@@ -163,7 +166,7 @@ class Front:
     def closed(self) -> None:
         """A client's connection is gone."""
         self._connections -= 1
-        if not self._stop_accepting and not self._paused:
+        if not self._stop_accepting:
             self._resume_accepting()
 
     def admit(self, size: int) -> None:

@@ -101,7 +101,7 @@ def _import_file(path: str) -> ModuleType:
     if parent not in sys.path:
         sys.path.insert(0, parent)  # its neighbours are importable, as for `python path/to/file.py`
     if name in sys.modules:  # a file called like a module that is loaded, json.py say
-        name = f"{name}@{full}"
+        name = f"{name}_of_{abs(hash(full))}"
     found = importlib.util.spec_from_file_location(name, full, loader=_FromSource(name, full))
     assert found is not None
     try:
@@ -138,7 +138,7 @@ def _execute(found: ModuleSpec) -> ModuleType:
         sys.modules.pop(found.name, None)
         raise
     parent, _, child = found.name.rpartition(".")
-    if parent:
+    if parent in sys.modules:
         setattr(sys.modules[parent], child, module)
     return sys.modules.get(found.name, module)  # a module may replace itself
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import resource
 import select
 import shutil
 import signal
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -29,7 +30,9 @@ HANDLERS = str(ROOT / "tests" / "handlers.py")
 class Daemon:
     """One `gaspar-serve` process and all that it started."""
 
-    def __init__(self, handler: str, *options: str, bind: str = "127.0.0.1:0", **environment: str) -> None:
+    def __init__(
+        self, handler: str, *options: str, bind: str = "127.0.0.1:0", files: int = 0, **environment: str
+    ) -> None:
         self.folder = tempfile.mkdtemp(prefix="g-", dir="/tmp")  # short: sockets live in it
         env = dict(os.environ, TMPDIR=self.folder, PYTHONPATH=str(ROOT), PYTHONWARNINGS="error", **environment)
         env.pop("XDG_RUNTIME_DIR", None)
@@ -41,6 +44,7 @@ class Daemon:
             cwd=ROOT / "tests",
             env=env,
             start_new_session=True,
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None,
         )
         self.lines: list[str] = []
         self._news = threading.Condition()
@@ -184,7 +188,7 @@ def launch() -> Iterator[Serve]:
     """Start daemons that need not become ready; the test ends them, or they are killed."""
     daemons: list[Daemon] = []
 
-    def start(handler: str, *options: str, **more: str) -> Daemon:
+    def start(handler: str, *options: str, **more: Any) -> Daemon:
         name = handler if ":" in handler or not handler.isidentifier() else f"{HANDLERS}:{handler}"
         daemons.append(Daemon(name, *options, **more))
         return daemons[-1]
@@ -199,7 +203,7 @@ def serve(launch: Serve) -> Iterator[Serve]:
     """Start daemons, wait until they are ready; at the end they must stop in order and leave nothing."""
     daemons: list[Daemon] = []
 
-    def start(handler: str, *options: str, **more: str) -> Daemon:
+    def start(handler: str, *options: str, **more: Any) -> Daemon:
         daemons.append(launch(handler, *options, **more))
         return daemons[-1].wait_ready()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
-import resource
+import select
 import signal
 import socket
 import struct
@@ -26,12 +26,12 @@ EXPECTED = {
     b"return int": "handler returned int 7",
     b"return str": "handler returned str 'text'",
     b"return too much": "handler returned 73400320 bytes, 67108864 allowed",
-    b"os._exit(0)": r"lost: its consumer \(pid \d+\) ended: exit status 0, after \d+\.\d\d s of CPU and at most \d+ MiB",
+    b"os._exit(0)": r"lost: its consumer \(pid \d+\) ended: exit status 0, after \d+\.\d\d s of CPU and at most \d",
     b"os._exit(7)": r"lost: .* ended: exit status 7, after",
     b"kill itself": r"lost: .* ended: SIGKILL, after",
     b"segfault": r"lost: .* ended: SIGSEGV, after",
     b"fork and return": r"lost: .* ended: exit status 71, after",
-    b"hang in Python": r"lost: ran for 0\.\d+ s, 0.5 allowed \(--timeout\); hung at File .*handlers.py.* in _hang_in_python",
+    b"hang in Python": r"lost: ran for 0\.\d+ s, 0.5 allowed \(--timeout\); hung at File .*handlers.py.* in _hang_in",
     b"hang in C": r"lost: ran for .*; hung at File .*re.*, line \d+ in match",
     b"hang in a huge power": r"lost: ran for .*; hung at File .*handlers.py.*, line \d+ in <lambda>",
     b"hang on a lock": r"lost: ran for .*; hung at File .*handlers.py.*, line \d+ in _double_acquire",
@@ -127,8 +127,9 @@ def test_what_had_not_begun_goes_to_another_consumer(serve: Serve, tmp_path: pat
 @pytest.mark.parametrize("retries", [0, 2])
 def test_what_had_begun_is_run_again_only_if_asked_for(serve: Serve, tmp_path: pathlib.Path, retries: int) -> None:
     (tmp_path / "fragile.py").write_text(
-        "import os\ndef handle(message):\n    with open(os.path.join(os.path.dirname(__file__), 'runs'), 'a') as runs:\n"
-        "        runs.write('x')\n    if os.path.getsize(runs.name) < 3:\n        os._exit(1)\n    return b'third time lucky'\n"
+        "import os\nruns = os.path.join(os.path.dirname(__file__), 'runs')\ndef handle(message):\n"
+        "    with open(runs, 'a') as file:\n        file.write('x')\n"
+        "    if os.path.getsize(runs) < 3:\n        os._exit(1)\n    return b'third time lucky'\n"
     )
     daemon = serve(f"{tmp_path}/fragile.py:handle", "-p", "1", "--retries", str(retries))
     if retries:
@@ -162,7 +163,7 @@ def test_more_requests_than_may_wait_are_refused_at_once(serve: Serve, tmp_path:
 
 
 def test_more_bytes_than_may_wait_are_refused_at_their_header(serve: Serve, tmp_path: pathlib.Path) -> None:
-    daemon = serve("await_file", "-p", "1", "--depth", "1", "--max-message", "1M", "--max-waiting-bytes", "2M")
+    daemon = serve("faulty", "-p", "1", "--depth", "1", "--max-message", "1M", "--max-waiting-bytes", "2M")
     go = tmp_path / "go"
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         running = pool.submit(daemon.ask, str(go).encode())
@@ -171,9 +172,10 @@ def test_more_bytes_than_may_wait_are_refused_at_their_header(serve: Serve, tmp_
         for sock in reading:
             sock.sendall(struct.pack("!I", 1_000_000) + b"some of it")
         daemon.ask_nothing()
-        with daemon.connect() as sock, pytest.raises(ConnectionResetError):
+        with daemon.connect() as sock:
             sock.sendall(struct.pack("!I", 1_000_000))
-            sock.recv(1)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
         daemon.wait_for_line(r"2000000 bytes wait or are being read, 1000000 more announced, 2097152 allowed")
         for sock in reading:
             sock.close()
@@ -207,7 +209,7 @@ def test_request_that_waits_too_long_is_answered(serve: Serve, tmp_path: pathlib
 def test_request_whose_client_is_gone_when_its_turn_comes_is_not_run(serve: Serve, tmp_path: pathlib.Path) -> None:
     (tmp_path / "log.py").write_text(
         "import os, time\nhere = os.path.dirname(__file__)\ndef handle(message):\n"
-        "    open(os.path.join(here, 'runs'), 'ab').write(message)\n"
+        "    with open(os.path.join(here, 'runs'), 'ab') as runs:\n        runs.write(message)\n"
         "    while not os.path.exists(os.path.join(here, 'go')):\n        time.sleep(0.002)\n    return message\n"
     )
     daemon = serve(f"{tmp_path}/log.py:handle", "-p", "1", "--depth", "1")
@@ -240,19 +242,19 @@ def test_more_clients_than_may_be_connected_wait_in_the_backlog(serve: Serve) ->
 
 
 def test_running_out_of_descriptors_pauses_accepting_and_says_so_once(serve: Serve) -> None:
-    daemon = serve("echo", "-p", "1", "--max-connections", "100000")
-    used = psutil.Process(daemon.front).num_fds()
-    psutil.Process(daemon.front).rlimit(resource.RLIMIT_NOFILE, (used + 10, used + 10))
-    socks = [daemon.connect() for _ in range(60)]
-    daemon.wait_for_line("cannot accept clients for now: Too many open files")
-    before = sum(psutil.Process(daemon.front).cpu_times()[:2])
+    daemon = serve("echo", "-p", "1", files=260)
+    socks = [daemon.connect() for _ in range(200)]
+    daemon.wait_for_line(r"clients wait in the kernel's backlog: 60 are connected")
+    front = psutil.Process(daemon.front)
+    before = front.num_ctx_switches().voluntary
+    assert not select.select(socks, [], [], 0.2)[0]
+    assert front.num_ctx_switches().voluntary - before < 100  # it does not spin
     for sock in socks:
         sock.sendall(b"\0\0\0\5hello")
     for sock in socks:
         with sock:
             assert read_all(sock) == b"hello"
-    assert sum(psutil.Process(daemon.front).cpu_times()[:2]) - before < 2
-    assert daemon.log.count("cannot accept") == 1
+    assert daemon.log.count("backlog") == 1
 
 
 # ---- killed ----

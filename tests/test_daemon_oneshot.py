@@ -22,8 +22,7 @@ LENGTH = struct.Struct("!I")
 def bind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == "tcp":
         return "127.0.0.1:0"
-    folder = pathlib.Path(os.path.relpath(tmp_path_factory.mktemp("s"), pathlib.Path(__file__).parent))
-    return f"unix:{folder.resolve()}/s"
+    return f"unix:{tmp_path_factory.mktemp('s')}/s"
 
 
 def fails(sock: socket.socket) -> bool:
