@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import Code, failure
 from .process import wait_readable
-from .scoreboard import BEGUN, DONE, JOB
-from .wire import Kind
+from .scoreboard import BEGUN, DONE, JOB, Outbox
+from .wire import MAX_U32, Kind
 
 if TYPE_CHECKING:
     from .limits import Limits
@@ -68,7 +68,9 @@ def describe(consumer: Consumer) -> str:
         return f"{kind} {name} (of {getattr(what, '__module__', type(what).__module__)})"
 
 
-def run(consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, limits: Limits) -> int:
+def run(
+    consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, outbox: Outbox, limits: Limits
+) -> int:
     """Live as one consumer: set up, say ready, run jobs until told to leave. Returns the exit code."""
     _reseed()
     if hasattr(sys.stdout, "reconfigure"):
@@ -83,7 +85,7 @@ def run(consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryvi
     lifeline.send(Kind.READY)
     handle = consumer.handle if type(consumer).handle is not Consumer.handle else consumer.handler
     assert handle is not None
-    _serve(handle, end, lifeline, slot, limits)
+    _serve(handle, end, lifeline, slot, outbox, limits)
     end.close()  # before teardown, so that a reply does not wait for it
     try:
         consumer.teardown()
@@ -92,7 +94,9 @@ def run(consumer: Consumer, end: ConsumerEnd, lifeline: Lifeline, slot: memoryvi
     return 0
 
 
-def _serve(handle: Handler, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, limits: Limits) -> None:
+def _serve(
+    handle: Handler, end: ConsumerEnd, lifeline: Lifeline, slot: memoryview, outbox: Outbox, limits: Limits
+) -> None:
     clock = time.monotonic_ns
     forks = _ForkWatch()
     max_message = limits.max_message
@@ -113,7 +117,8 @@ def _serve(handle: Handler, end: ConsumerEnd, lifeline: Lifeline, slot: memoryvi
             slot[BEGUN] = begun = clock()
             slot[JOB] = number
             code, body = _call(handle, payload, max_message, forks)
-            ran = (clock() - begun) // 1000
+            ran = min((clock() - begun) // 1000, MAX_U32)
+            outbox.put(number, begun, ran, code, body)
             slot[DONE] = done = slot[DONE] + 1
             slot[JOB] = 0
             if done == worn_at:  # it serves on until its successor is ready

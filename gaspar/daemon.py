@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
 import shutil
@@ -18,13 +19,15 @@ from .address import Address
 from .consumer import Consumer
 from .errors import BindError, HandlerLoadError
 from .limits import MAX_PROCESSES, Limits
-from .process import FRONT_LOCK, Lifeline, fork, hold
+from .process import FRONT_LOCK, Lifeline, fork, hold, is_held
 from .scoreboard import Scoreboard
 from .supervisor import Exit, Supervisor
 from .wire import Kind
 
 log = logging.getLogger(__name__)
 
+_PREFIX = "gaspar-"
+_LOCK = "daemon.lock"  # in the private directory: held while any process of its daemon lives
 _SLOTS = 2 * MAX_PROCESSES
 
 
@@ -65,7 +68,7 @@ def serve(
     for each in where:
         if not each.is_local:
             log.warning("%s can be reached from other machines, and the protocol has no authentication", each)
-    folder = tempfile.mkdtemp(prefix="gaspar-", dir=_short_folder())
+    folder = _make_folder()
     scoreboard = Scoreboard(_SLOTS)
     supervisor = Supervisor(
         front=lambda generation: partial(_front, listeners, folder, scoreboard, limits, generation),
@@ -100,7 +103,7 @@ def check(load: Callable[[], Consumer], limits: Limits) -> Iterator[Found]:
     Raises:
         HandlerLoadError: one of the two failed.
     """
-    folder = tempfile.mkdtemp(prefix="gaspar-", dir=_short_folder())
+    folder = _make_folder()
     began = time.monotonic()
     child = fork(partial(_forker, load, folder, Scoreboard(1), limits, []), "gaspar:forker")
     try:
@@ -158,6 +161,21 @@ def _forker(
     for listener in listeners:
         listener.close()
     return forker.main(load, folder, scoreboard, limits, lifeline)
+
+
+def _make_folder() -> str:
+    """Make the private directory; remove those of daemons that were killed with all their processes."""
+    parent = _short_folder()
+    for old in glob.glob(os.path.join(glob.escape(parent), _PREFIX + "*")):
+        lock = os.path.join(old, _LOCK)
+        with contextlib.suppress(OSError):
+            if os.stat(lock).st_uid == os.geteuid() and not is_held(lock):
+                shutil.rmtree(old, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    lock = os.path.join(folder, _LOCK)
+    hold(lock + ".new")  # by all of this daemon's processes, which inherit it
+    os.rename(lock + ".new", lock)  # nobody sees it before it is held
+    return folder
 
 
 def _short_folder() -> str:

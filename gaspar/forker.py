@@ -37,7 +37,7 @@ from .process import (
     keep_only,
     wait_readable,
 )
-from .scoreboard import DONE, JOB, Scoreboard
+from .scoreboard import DONE, JOB, Outbox, Scoreboard
 from .watchdog import STACK_SIGNAL, MemoryWatch, Watchdog
 from .wire import Kind, Record
 
@@ -217,7 +217,8 @@ class Forker:
         stack, stack_writer = os.pipe()
         os.set_blocking(stack, False)
         os.set_blocking(stack_writer, False)
-        live = partial(_consumer_main, self._consumer, make_end, slot, self._limits, stack_writer, os.getpid())
+        outbox = self._scoreboard.outbox(slot_index)
+        live = partial(_consumer_main, self._consumer, make_end, slot, outbox, self._limits, stack_writer, os.getpid())
         others = [each.child.lifeline for each in self._forks.values()]
         child = fork(live, "gaspar:consumer", close=[self._lifeline, *others])
         os.close(stack_writer)
@@ -279,6 +280,7 @@ def _consumer_main(
     consumer: Consumer,
     make_end: Callable[[int], ConsumerEnd],
     slot: memoryview,
+    outbox: Outbox,
     limits: Limits,
     stack: int,
     forker: int,
@@ -288,4 +290,4 @@ def _consumer_main(
     os.setpgid(0, 0)  # so that what it starts can be ended with it
     die_with_parent(forker)
     faulthandler.register(STACK_SIGNAL, file=stack, all_threads=False)
-    return run(consumer, make_end(lifeline.fileno()), lifeline, slot, limits)
+    return run(consumer, make_end(lifeline.fileno()), lifeline, slot, outbox, limits)

@@ -89,6 +89,7 @@ class Front:
         self._results = Results(self._context, folder, generation)
         self._links: dict[int, ConsumerLink] = {}
         self._pids: dict[int, int] = {}
+        self._slots: dict[int, int] = {}
         self._stop_accepting: list[Callable[[], None]] = []
         self._watching = False  # the next look at overdue jobs is scheduled
         self._max_waiting_bytes = max(limits.max_waiting_bytes, limits.max_message)
@@ -272,19 +273,19 @@ class Front:
     # ---- results in, replies out ----
 
     def _on_results(self) -> None:
-        while True:
-            results = self._results.drain(_BATCH)
-            if not results:
-                return
-            now = green.monotonic()
-            answered = [(self._dispatcher.done(each.number, each.ran, now), each) for each in results]
-            self._pump()  # the consumers go on while the replies are sent
-            for job, result in answered:
-                if job is not None:
-                    self._answer(job, result)
-            for number in {each for each in self._retiring if self._dispatcher.is_retired(each)}:
-                self._on_retired(number)
-            self._look_if_drained()
+        while results := self._results.drain(_BATCH):
+            self._take(results)
+
+    def _take(self, results: list[Result]) -> None:
+        now = green.monotonic()
+        answered = [(self._dispatcher.done(each.number, each.ran, now), each) for each in results]
+        self._pump()  # the consumers go on while the replies are sent
+        for job, result in answered:
+            if job is not None:
+                self._answer(job, result)
+        for number in [each for each in self._retiring if self._dispatcher.is_retired(each)]:
+            self._on_retired(number)
+        self._look_if_drained()
 
     def _answer(self, job: Job, result: Result) -> None:
         if result.code:
@@ -324,7 +325,7 @@ class Front:
         except OSError as error:  # it is gone again; the supervisor is about to say so
             log.debug("consumer %d: %s", number, error)
             return
-        self._pids[number] = pid
+        self._pids[number], self._slots[number] = pid, slot
         link.drain()  # what a front that died had given it: nobody waits for it any more
         running = self._scoreboard.slot(slot)
         occupied = self._is_of_another_front(running[JOB])
@@ -369,6 +370,7 @@ class Front:
         if not self._links:
             self._alone_since = green.monotonic()
         self._pids.pop(number)
+        outbox = self._scoreboard.outbox(self._slots.pop(number))
         self._occupied.pop(number, None)
         self._retiring.discard(number)
         begun = self._dispatcher.lose_consumer(number, link.drain())
@@ -382,7 +384,9 @@ class Front:
         for job in begun:
             if job.number == end["job"]:
                 give_up(job)
-            else:  # it had ended: its result may be on its way
+            elif result := outbox.find(job.number):
+                self._take([result])
+            else:  # it had ended, with a long reply: that may be on its way
                 green.later(_SETTLE, lambda job=job: give_up(job))  # type: ignore[misc]
 
     def _on_lost(self, job: Job, end: dict[str, Any]) -> None:

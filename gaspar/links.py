@@ -12,7 +12,7 @@ import os
 
 import zmq
 
-from .wire import APART, CLAIM, JOB, MAX_U32, RESULT, Result, generation_of
+from .wire import APART, CLAIM, JOB, RESULT, Result, generation_of
 
 _LINGER = 1000  # milliseconds that a leaving consumer's last results have to get out
 _READ_ALL = 4096  # bytes; many more than `depth` claims
@@ -183,7 +183,6 @@ class ConsumerEnd:
     def send(self, number: int, begun: int, ran: int, code: int, body: bytes | memoryview) -> None:
         """Send a job's result to the front that sent the job."""
         results = self._connected(generation_of(number))
-        ran = min(ran, MAX_U32)
         if len(body) < APART:
             results.send(RESULT.pack(number, begun, ran, code, 0) + body)
         else:

@@ -31,9 +31,15 @@ class Daemon:
     """One `gaspar-serve` process and all that it started."""
 
     def __init__(
-        self, handler: str, *options: str, bind: str = "127.0.0.1:0", files: int = 0, **environment: str
+        self,
+        handler: str,
+        *options: str,
+        bind: str = "127.0.0.1:0",
+        files: int = 0,
+        folder: str = "",
+        **environment: str,
     ) -> None:
-        self.folder = tempfile.mkdtemp(prefix="g-", dir="/tmp")  # short: sockets live in it
+        self.folder = folder or tempfile.mkdtemp(prefix="g-", dir="/tmp")  # short: sockets live in it
         env = dict(os.environ, TMPDIR=self.folder, PYTHONPATH=str(ROOT), PYTHONWARNINGS="error", **environment)
         env.pop("XDG_RUNTIME_DIR", None)
         self.process = subprocess.Popen(

@@ -140,6 +140,18 @@ def test_what_had_begun_is_run_again_only_if_asked_for(serve: Serve, tmp_path: p
     assert (tmp_path / "runs").read_text() == "x" * (retries + 1)
 
 
+def test_fatal_requests_harm_no_other(serve: Serve) -> None:
+    """Not even those that the same consumer had finished just before, whose results were on their way."""
+    daemon = serve("bad", "-p", "2", "--depth", "8")
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        for _ in range(20):
+            fatal = pool.submit(daemon.ask, b"os._exit(7)")
+            others = [pool.submit(daemon.ask, b"%d" % number) for number in range(23)]
+            assert [each.result(60) for each in others] == [b"%d" % number for number in range(23)]
+            with pytest.raises(ConnectionResetError):
+                fatal.result(60)
+
+
 # ---- full ----
 
 
@@ -331,6 +343,18 @@ def test_hung_handler_of_a_killed_supervisor_is_killed_at_its_limit(serve: Serve
         with pytest.raises(ConnectionResetError):
             hung.result(60)
     assert daemon.end() == -signal.SIGKILL
+
+
+def test_directory_of_a_daemon_that_was_killed_as_a_whole_is_swept(launch: Serve) -> None:
+    killed = launch("echo").wait_ready()
+    for process in killed._family:
+        process.kill()
+    killed.process.wait()
+    assert len(os.listdir(killed.folder)) == 1
+    successor = launch("echo", folder=killed.folder).wait_ready()
+    assert len(os.listdir(killed.folder)) == 1
+    assert successor.stop() == 0
+    assert os.listdir(killed.folder) == []
 
 
 # ---- service managers and containers ----
