@@ -10,10 +10,12 @@ unread gives the client ECONNRESET: there the last byte that came is left unread
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import select
 import socket
 import struct
+import termios
 from typing import Any, Protocol
 
 from . import green
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 _CHUNK = 65536  # bytes: the first read; holds the whole request nearly always
 _WINDOW = 65536  # bytes that each further read_timeout must bring
 _TURN = 4 * 1024 * 1024  # bytes read or written before others have their turn
+_NOTHING = bytes(4)  # what FIONREAD says of an empty buffer, tcp(7)
 _FIN_ON_CLOSE = struct.pack("ii", 0, 0)
 _DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 1024 * 1024  # how long a client's needless bytes are read after its reply
 _RDHUP = getattr(select, "POLLRDHUP", 0)  # Linux
@@ -233,10 +236,7 @@ class OneShot:
 
     def _came_more(self) -> bool:
         """True if the client sent something after its request: closing over it would be a reset."""
-        try:
-            return bool(self._sock.recv(1, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return False
+        return fcntl.ioctl(self._sock.fileno(), termios.FIONREAD, _NOTHING) != _NOTHING
 
     def _drain(self) -> None:
         end, left = green.monotonic() + _DRAIN_SECONDS, _DRAIN_BYTES

@@ -20,6 +20,8 @@ from .limits import names as limit_names
 from .process import Lifeline, describe_exit, fork, keep_only
 from .wire import Kind, Record
 
+_ANSWER_TIME = 5.0  # seconds that the daemon has to answer which consumers there are
+
 
 class ConsumerView:
     """A consumer process of a running daemon."""
@@ -41,28 +43,17 @@ class Forker:
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
-        self._alive: dict[int, ConsumerView] = {}
-        self._last: list[ConsumerView] = []  # as they were when the last one came
+        self._pids: list[int] = []
 
     @property
     def processes(self) -> list[ConsumerView]:
         """The consumers, oldest first; once stopped, those that were there at the end."""
-        self._producer._look()
-        return list(self._alive.values()) or list(self._last)
+        self._producer._refresh()
+        return [ConsumerView(self, pid) for pid in self._pids]
 
     def _is_alive(self, pid: int) -> bool:
-        self._producer._look()
-        return pid in self._alive
-
-    def _add(self, pid: int) -> None:
-        self._alive[pid] = ConsumerView(self, pid)
-        self._last = list(self._alive.values())
-
-    def _clear(self) -> None:
-        self._alive = {}
-
-    def _remove(self, pid: int) -> None:
-        self._alive.pop(pid, None)
+        self._producer._refresh()
+        return pid in self._pids and self._producer.running.ready()
 
 
 class Signal:
@@ -119,6 +110,7 @@ class Producer:
         self._running = False
         self._stopped = False
         self._failure: Exception | None = None
+        self._asked = self._heard = 0  # questions which consumers there are, and answers
         self._news = threading.Condition()
         self._reading = False  # some thread reads the lifeline, and tells the others
 
@@ -225,9 +217,14 @@ class Producer:
         if came:
             self._take(lifeline.recv())
 
-    def _look(self) -> None:
-        """Take what the daemon has said by now."""
-        self._wait_for(lambda: False, 0)
+    def _refresh(self) -> None:
+        """Ask which consumers there are."""
+        if self._lifeline is None or self._gone():
+            return
+        self._asked += 1
+        asked = self._asked
+        self._lifeline.send(Kind.LIST, asked=asked)
+        self._wait_for(lambda: self._heard >= asked or self._stopped, _ANSWER_TIME)
 
     def _take(self, records: list[Record] | None) -> None:
         if records is None:
@@ -236,11 +233,11 @@ class Producer:
         for kind, fields in records:
             if kind is Kind.READY:
                 self._bound = parse(fields["addresses"][0])
+                self.forker._pids = fields["pids"]
                 self._running = True
-            elif kind is Kind.CONSUMER_READY:
-                self.forker._add(fields["pid"])
-            elif kind is Kind.CONSUMER_GONE:
-                self.forker._remove(fields["pid"])
+            elif kind is Kind.CONSUMERS:
+                self.forker._pids = fields["pids"] or self.forker._pids
+                self._heard = fields["asked"]
             elif kind is Kind.LOAD_FAILED:
                 self._failure = HandlerLoadError(fields["message"], fields["traceback"])
             elif kind is Kind.BIND_FAILED:
@@ -255,7 +252,6 @@ class Producer:
             self._failure = DaemonError(f"the daemon ended before it was ready: {ended}")
         _lifelines.discard(self._lifeline)
         self._lifeline.close()
-        self.forker._clear()
         atexit.unregister(self.stop)
         self._running, self._stopped = False, True
 

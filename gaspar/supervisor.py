@@ -227,14 +227,14 @@ class Supervisor:
             self._drain_end = now + self._limits.grace
             self._deadline = self._drain_end + 2.0  # the front keeps the grace itself
             if self._front:
-                self._front.child.lifeline.send(Kind.DRAIN, grace=self._limits.grace)
+                self._order(self._front, Kind.DRAIN, grace=self._limits.grace)
             else:
                 self._happened(Event.DRAINED)
             self._close_listeners()  # the front accepts what is pending, then closes its own
         elif self._state is State.LEAVING:
             self._deadline = max(self._drain_end, now + 1.0)
             for forker in self._forkers.values():
-                forker.child.lifeline.send(Kind.LEAVE)
+                self._order(forker, Kind.LEAVE)
         elif self._state is State.KILLING:
             self._kill_all(now)
 
@@ -261,7 +261,7 @@ class Supervisor:
             self._forkers[self._roster.generation].child.pid,
             now - self._began,
         )
-        self._tell_caller(Kind.READY, addresses=self._addresses)
+        self._tell_caller(Kind.READY, addresses=self._addresses, pids=pids)
         self._notify("READY=1")
 
     def _tell_caller(self, kind: Kind, **fields: Any) -> None:
@@ -345,11 +345,18 @@ class Supervisor:
         generation = next((n for n, each in self._forkers.items() if each.child.lifeline is link), 0)
         for kind, fields in records:
             if link is self._caller:
-                self._happened(Event.TERM if kind is Kind.DRAIN else Event.QUIT)
+                self._on_caller_record(kind, fields)
             elif generation:
                 self._on_forker_record(generation, kind, fields)
             else:
                 self._on_front_record(kind, fields)
+
+    def _on_caller_record(self, kind: Kind, fields: dict[str, Any]) -> None:
+        if kind is Kind.LIST:
+            pids = [each.pid for each in self._roster if each.pid]
+            self._tell_caller(Kind.CONSUMERS, asked=fields["asked"], pids=pids)
+        else:
+            self._happened(Event.TERM if kind is Kind.DRAIN else Event.QUIT)
 
     def _on_front_record(self, kind: Kind, fields: dict[str, Any]) -> None:
         assert self._front
@@ -364,7 +371,7 @@ class Supervisor:
     def _let_go(self, number: int) -> None:
         entry = self._roster.get(number)
         if entry and entry.generation in self._forkers:
-            self._forkers[entry.generation].child.lifeline.send(Kind.LEAVE, number=number)
+            self._order(self._forkers[entry.generation], Kind.LEAVE, number=number)
 
     def _on_forker_record(self, generation: int, kind: Kind, fields: dict[str, Any]) -> None:
         if kind is Kind.LOADED:
@@ -375,7 +382,6 @@ class Supervisor:
             self._on_failure(generation, fields["message"], fields["traceback"])
         elif kind is Kind.CONSUMER_READY:
             if entry := self._roster.on_ready(fields["number"], fields["pid"]):
-                self._tell_caller(Kind.CONSUMER_READY, pid=entry.pid)
                 self._introduce(entry)
         elif kind is Kind.CONSUMER_WORN:
             if entry := self._roster.get(fields["number"]):
@@ -397,9 +403,9 @@ class Supervisor:
     def _introduce(self, entry: Entry) -> None:
         if self._front and self._front.ready:
             number, slot, pid = entry.number, entry.slot, entry.pid
-            self._front.child.lifeline.send(Kind.CONSUMER_READY, number=number, slot=slot, pid=pid)
+            self._order(self._front, Kind.CONSUMER_READY, number=number, slot=slot, pid=pid)
             if entry.retiring:
-                self._front.child.lifeline.send(Kind.RETIRE, number=number)
+                self._order(self._front, Kind.RETIRE, number=number)
 
     def _on_consumer_gone(self, fields: dict[str, Any]) -> None:
         slowed = self._roster.backoff.slowed
@@ -407,8 +413,7 @@ class Supervisor:
         if entry is None:
             return
         if self._front:
-            self._front.child.lifeline.send(Kind.CONSUMER_GONE, **fields)
-        self._tell_caller(Kind.CONSUMER_GONE, pid=fields["pid"])
+            self._order(self._front, Kind.CONSUMER_GONE, **fields)
         early = "" if entry.pid else "a consumer ended before it was ready: " + fields["exit"]
         if early and self._state is State.STARTING:
             self._fail_start(early, "")
@@ -420,6 +425,11 @@ class Supervisor:
                 log.error("consumers die again and again before they are given a job: replacing them slows down")
 
     # ---- processes ----
+
+    def _order(self, child: _Front | _Forker, kind: Kind, **fields: Any) -> None:
+        """Tell a child what to do. One that has taken no order for long is ended: it would miss this one."""
+        if not child.child.lifeline.send(kind, **fields):
+            os.kill(child.child.pid, signal.SIGKILL)
 
     def _start_forker(self) -> None:
         self._forker_due = None
@@ -496,10 +506,9 @@ class Supervisor:
             gone = "SIGKILL, with its forker"
             self._roster.on_gone(each.number, True, time.monotonic())
             if self._front:
-                self._front.child.lifeline.send(
-                    Kind.CONSUMER_GONE, number=each.number, pid=each.pid, exit=gone, job=0, given=True
+                self._order(
+                    self._front, Kind.CONSUMER_GONE, number=each.number, pid=each.pid, exit=gone, job=0, given=True
                 )
-            self._tell_caller(Kind.CONSUMER_GONE, pid=each.pid)
 
     def _give_orders(self, now: float) -> None:
         current = self._forkers.get(self._roster.generation)
@@ -507,16 +516,16 @@ class Supervisor:
             return
         fork_now, retire = self._roster.next_orders(now)
         for each in fork_now:
-            self._forkers[each.generation].child.lifeline.send(Kind.FORK, number=each.number, slot=each.slot)
+            self._order(self._forkers[each.generation], Kind.FORK, number=each.number, slot=each.slot)
         for each in retire:
             if self._front and self._front.ready:
-                self._front.child.lifeline.send(Kind.RETIRE, number=each.number)
+                self._order(self._front, Kind.RETIRE, number=each.number)
             else:
                 self._let_go(each.number)
         for generation, forker in self._forkers.items():
             if generation < self._roster.generation and not self._roster.of(generation) and not forker.leaving:
                 forker.leaving = True
-                forker.child.lifeline.send(Kind.LEAVE)
+                self._order(forker, Kind.LEAVE)
         if self._reloading and self._roster.settled and not self._is_trial(self._forker_generation):
             self._end_reload()
 

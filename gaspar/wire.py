@@ -65,6 +65,8 @@ class OneShotParser:
         BadFrame: the first byte begins another protocol's name.
     """
 
+    __slots__ = ("_buffer", "_have", "_header", "_max_message", "excess", "payload", "size")
+
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
         self._header = b""
@@ -92,10 +94,16 @@ class OneShotParser:
     def feed(self, data: bytes) -> None:
         """Take what came next."""
         if self.size < 0:
+            if not self._header and len(data) >= LENGTH.size:  # the usual case: all of it, and nothing else
+                (size,) = LENGTH.unpack_from(data)
+                if size == len(data) - LENGTH.size and size <= self._max_message:
+                    self.size = self._have = size
+                    self.payload = data[LENGTH.size :]
+                    return
             data = self._feed_header(data)
             if self.size < 0:
                 return
-            if len(data) >= self.size:  # the usual case: all of it at once
+            if len(data) >= self.size:
                 self.payload = data[: self.size]
                 self.excess = data[self.size :]
                 self._have = self.size
@@ -161,16 +169,18 @@ class Kind(enum.IntEnum):
     # forker -> supervisor
     LOADED = 10  # threads: names of those that the handler's module left running
     LOAD_FAILED = 11  # message, traceback; also supervisor -> caller
-    CONSUMER_READY = 12  # number, slot, pid; also supervisor -> front, supervisor -> caller
-    CONSUMER_GONE = 13  # number, pid, exit, given; also supervisor -> front, supervisor -> caller
+    CONSUMER_READY = 12  # number, slot, pid; also supervisor -> front
+    CONSUMER_GONE = 13  # number, pid, exit, given; also supervisor -> front
     # supervisor -> forker
     FORK = 20  # number, slot
     LEAVE = 21  # number, or none for all and itself; also forker -> consumer
     CONSUMER_WORN = 15  # number, why: to be replaced; also consumer -> forker, without the number
     BIND_FAILED = 14  # errno, message; supervisor -> caller
+    CONSUMERS = 16  # asked: the number of the question, pids; supervisor -> caller
     # supervisor -> front, caller -> supervisor
     DRAIN = 30  # grace: seconds
     STOP = 31  # at once; also supervisor -> forker
+    LIST = 33  # asked: a number for the answer; caller -> supervisor
     RETIRE = 32  # number: gets no more jobs; supervisor -> front
     # front -> supervisor
     RETIRED = 40  # number: holds no job any more
