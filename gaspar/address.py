@@ -80,7 +80,7 @@ def parse_port(port: str | int, where: str = "") -> int:
 
 
 def _parse_unix(path: str) -> Address:
-    if not path or "\0" in path:
+    if not path or "\0" in path or not path.isprintable():
         raise AddressError("address 'unix:': a path must follow, like unix:/run/app/gaspar.sock")
     size = len(os.fsencode(path))
     if size > MAX_UNIX_PATH:

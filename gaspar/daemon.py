@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import address, systemd
+from . import address, forker, systemd
 from .address import Address
 from .consumer import Consumer
 from .errors import BindError, HandlerLoadError
@@ -68,7 +68,12 @@ def serve(
     for each in where:
         if not each.is_local:
             log.warning("%s can be reached from other machines, and the protocol has no authentication", each)
-    folder = _make_folder()
+    try:
+        folder = _make_folder()
+    except OSError as error:
+        log.error("cannot start: no private directory can be made (TMPDIR): %s", error)
+        _close_all(listeners, files)
+        return Exit.CRASHED
     scoreboard = Scoreboard(_SLOTS)
     supervisor = Supervisor(
         front=lambda generation: partial(_front, listeners, folder, scoreboard, limits, generation),
@@ -156,8 +161,6 @@ def _forker(
     listeners: list[socket.socket],
     lifeline: Lifeline,
 ) -> int:
-    from . import forker
-
     for listener in listeners:
         listener.close()
     return forker.main(load, folder, scoreboard, limits, lifeline)

@@ -16,7 +16,7 @@ from .wire import job_number
 
 MAX_AUTO_DEPTH = 8
 MIN_AUTO_DEPTH = 2  # one runs, one is on its way
-AUTO_WORK = 1000.0  # microseconds of work that automatic depth puts behind the job that runs
+AUTO_WORK = 3000.0  # microseconds of work that automatic depth puts behind the job that runs
 PATIENCE = 0.004  # seconds that a job may run before what is behind it is taken back
 _SMOOTHING = 1 / 32  # weight of the newest job in the mean run time
 
@@ -70,7 +70,7 @@ class Dispatcher:
         self._lost: dict[int, Job] = {}  # begun by a consumer that died; a result may still come
         self._auto = depth == AUTO_DEPTH
         self.depth = MIN_AUTO_DEPTH if self._auto else depth
-        self._mean_run = AUTO_WORK  # microseconds
+        self._mean_run = 1000.0  # microseconds
         # level n: the consumers with n jobs in flight, the one that came there first, first;
         # the last level: those that get nothing now (full, stalled, retiring)
         self._levels: list[dict[int, _Consumer]] = [{} for _ in range(max(self.depth, MAX_AUTO_DEPTH) + 1)]
@@ -282,6 +282,14 @@ class Dispatcher:
     def watched(self) -> bool:
         """True while some consumer has a job behind another, so that `overdue` is to be asked."""
         return any(len(each.in_flight) > 1 and not each.dry for each in self._consumers.values())
+
+    @property
+    def slack(self) -> float:
+        """Seconds for which every consumer has work, and somebody waits: nothing is gained by haste. Else 0."""
+        if not self.waiting:
+            return 0.0
+        least = next((level for level, there in enumerate(self._levels[:-1]) if there), 0)
+        return max(0, least - 1) * self._mean_run * 0.5e-6
 
     # ---- inside ----
 

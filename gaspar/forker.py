@@ -38,7 +38,7 @@ from .process import (
     wait_readable,
 )
 from .scoreboard import DONE, JOB, Outbox, Scoreboard
-from .watchdog import STACK_SIGNAL, MemoryWatch, Watchdog
+from .watchdog import STACK_SIGNAL, MemoryWatch, Watchdog, kill_group
 from .wire import Kind, Record
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Forker:
                 if kill:
                     log.warning("killing consumer (pid %d): %s", each.child.pid, text)
                     each.reason = f", since {text}"
-                    os.killpg(each.child.pid, signal.SIGKILL)
+                    kill_group(each.child.pid)
                 elif text:
                     self._report_worn(each, text)
 
@@ -201,7 +201,7 @@ class Forker:
 
     def _kill_all(self) -> None:
         for each in self._forks.values():
-            os.killpg(each.child.pid, signal.SIGKILL)
+            kill_group(each.child.pid)
 
     def _look_after_orphans(self, now: float) -> None:
         """Without a supervisor: stay while the front needs the consumers, at most for the grace."""
@@ -262,7 +262,7 @@ class Forker:
         del self._forks[each.number]
         more: dict[str, Any] = {}
         if verdict := each.watchdog.verdict:
-            more = {"timeout": verdict.ran, "why": verdict.why, "stack": verdict.stack}
+            more = {"why": verdict.why, "stack": verdict.stack}
         peak = usage.ru_maxrss >> (20 if sys.platform == "darwin" else 10)  # MiB, of bytes or KiB; getrusage(2)
         self._lifeline.send(
             Kind.CONSUMER_GONE,

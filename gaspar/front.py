@@ -36,6 +36,7 @@ _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE = 0.1  # seconds without accepting when descriptors have run out
 _WAITED = 0.01  # seconds; a client that has waited for longer is looked at before its job is sent
 _OWN_FILES = 200  # descriptors kept for listeners, consumers' links and the like
+_SHORTEST_REST, _LONGEST_REST = 0.0002, 0.001  # seconds
 _TICK = 0.05  # seconds between looks while draining
 _OCCUPIED_LOOK = 0.005  # seconds between looks at consumers that still run jobs of a front that died
 _NO_CONSUMER = 10.0  # seconds that requests wait while there is no consumer at all
@@ -92,9 +93,11 @@ class Front:
         self._slots: dict[int, int] = {}
         self._stop_accepting: list[Callable[[], None]] = []
         self._watching = False  # the next look at overdue jobs is scheduled
-        self._max_waiting_bytes = max(limits.max_waiting_bytes, limits.max_message)
+        self._max_bytes = max(limits.max_waiting_bytes, limits.max_message)
         # never the last descriptors: libzmq aborts when it gets none
         self._max_connections = min(limits.max_connections or sys.maxsize, _affordable_connections())
+        self._unsent_bytes = 0  # of replies that clients have not taken
+        self._pressed = False  # too many of them: no job is sent
         self._reading_bytes = 0  # of requests that are announced and not complete
         self._connections = 0
         self._refusing = False  # said so
@@ -146,6 +149,7 @@ class Front:
             self._connections += 1
             kind(self, sock, peer).begin()
         self._pump()
+        self._rest()
 
     def _pause_accepting(self, why: str) -> None:
         """Accept no client until one leaves, or after a pause."""
@@ -179,8 +183,8 @@ class Front:
         held = self._dispatcher.waiting_bytes + self._reading_bytes
         if self._dispatcher.waiting >= self.limits.max_waiting and not self._dispatcher.has_room:
             text = f"{self._dispatcher.waiting} requests wait, {self.limits.max_waiting} allowed (--max-waiting)"
-        elif held + size > self._max_waiting_bytes:
-            allowed = f"{self._max_waiting_bytes} allowed (--max-waiting-bytes)"
+        elif held + size > self._max_bytes:
+            allowed = f"{self._max_bytes} allowed (--max-waiting-bytes)"
             text = f"requests of {held} bytes wait or are being read, {size} more announced, {allowed}"
         else:
             self._reading_bytes += size
@@ -224,8 +228,30 @@ class Front:
         if oldest is not None and self._expiry is None:
             self._schedule_expiry(oldest)
 
+    def owe(self, size: int) -> None:
+        """A reply of so many bytes is held until its client has taken it; negative: it is let go."""
+        self._unsent_bytes += size
+        if size < 0 and self._pressed and self._unsent_bytes <= self._max_bytes:
+            self._pressed = False
+            self._pump()
+
+    def _on_pressure(self) -> None:
+        """Too many bytes of replies are held: clients that take nothing of theirs are let go."""
+        if not self._pressed:
+            return
+        now = green.monotonic()
+        for client in [each for each in self.busy if not each.reading and now - each.moved > _STALE]:
+            log.warning("%s: takes nothing of its reply while %d bytes are held", client, self._unsent_bytes)
+            client.abort()
+        green.later(_TICK, self._on_pressure)
+
     def _send_assigned(self) -> None:
         now = green.monotonic()
+        if self._unsent_bytes > self._max_bytes:
+            if not self._pressed:
+                self._pressed = True
+                self._on_pressure()
+            return
         while pairs := self._dispatcher.assign(now):
             left = False
             for consumer, job in pairs:
@@ -275,6 +301,16 @@ class Front:
     def _on_results(self) -> None:
         while results := self._results.drain(_BATCH):
             self._take(results)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let events gather while all consumers are busy and requests wait, as network cards do.
+
+        Each turn of the hub costs wake-ups of threads and processes that the handlers could use.
+        """
+        slack = self._dispatcher.slack
+        if slack >= _SHORTEST_REST:
+            green.rest(min(slack, _LONGEST_REST))
 
     def _take(self, results: list[Result]) -> None:
         now = green.monotonic()
@@ -391,8 +427,8 @@ class Front:
 
     def _on_lost(self, job: Job, end: dict[str, Any]) -> None:
         """A job had begun, and its consumer has ended without a result."""
-        if "timeout" in end and job.number == end["job"]:
-            text = f"ran for {end['timeout']:.2f} s, {self.limits.timeout:g} allowed (--timeout); {end['why']}"
+        if "why" in end and job.number == end["job"]:
+            text = end["why"]
             why = failure(Code.TIMEOUT, text, stack=end["stack"])
         else:
             text = f"its consumer (pid {end['pid']}) ended: {end['exit']}{end.get('used', '')}"

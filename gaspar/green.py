@@ -68,6 +68,11 @@ def pause(seconds: float) -> None:
     eventlet.sleep(seconds)
 
 
+def rest(seconds: float) -> None:
+    """Let nobody run, this process's green threads included, so that events gather."""
+    time.sleep(seconds)
+
+
 def spawn(function: Callable[..., None], *args: Any) -> Any:
     """Run a function as a green thread, which may wait. Returns what `kill` takes."""
 

@@ -21,6 +21,7 @@ AUTO_DEPTH = 0
 NONE = 0  # no limit
 STOPPED_LIMIT = 2.0  # seconds that one of gaspar's processes may be stopped (SIGSTOP) before it counts as hung
 _LONGEST = 1e8  # seconds, three years
+_LARGEST = 2**50  # bytes
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -69,6 +70,13 @@ def _cpu_quota(folder: str) -> float:
 
 def _size(value: object) -> int:
     """Read bytes: a number, or text like 64M."""
+    size = _read_size(value)
+    if not 0 <= size <= _LARGEST:
+        raise ValueError("expected a size from 0 to 1048576G")
+    return size
+
+
+def _read_size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = re.fullmatch(r"([0-9]{1,15})\s*(?:([KMG])I?)?B?", str(value).strip().upper())
@@ -78,7 +86,7 @@ def _size(value: object) -> int:
 
 
 def _max_message(value: object) -> int:
-    size = _size(value)
+    size = _read_size(value)
     if not 1 <= size <= MAX_WIRE_MESSAGE:
         raise ValueError(
             f"expected 1 to {MAX_WIRE_MESSAGE} bytes (just under 1G), the longest that the protocol can announce"

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from . import green
 from .address import Address
-from .errors import BadFrame, Failure, RequestError
+from .errors import BadFrame, Failure, Overloaded, RequestError
 from .limits import Limits
 from .wire import OneShotParser
 
@@ -51,6 +51,9 @@ class Door(Protocol):
     def withdraw(self, size: int) -> None:
         """A request that was admitted will never be complete."""
 
+    def owe(self, size: int) -> None:
+        """A reply of so many bytes is held until its client has taken it; negative: it is let go."""
+
     def closed(self) -> None:
         """A connection is gone."""
 
@@ -58,7 +61,7 @@ class Door(Protocol):
 class OneShot:
     """A TCP client."""
 
-    __slots__ = ("_admitted", "_door", "_excess", "_parser", "_peer", "_sock", "_thread", "moved", "reading")
+    __slots__ = ("_admitted", "_door", "_excess", "_owed", "_parser", "_peer", "_sock", "_thread", "moved", "reading")
 
     def __init__(self, door: Door, sock: socket.socket, peer: Any) -> None:
         self._door = door
@@ -66,10 +69,11 @@ class OneShot:
         self._peer = peer
         self._parser: OneShotParser | None = OneShotParser(door.limits.max_message)
         self._admitted = -1  # bytes that the front expects of this request; -1: none yet
+        self._owed = 0  # bytes of its reply that the front holds for it
         self._excess = False  # bytes came after the request
         self._thread: Any = None
         self.reading = True
-        self.moved = 0.0  # when a slow client last sent something; seconds, monotonic
+        self.moved = 0.0  # when a slow client last sent or took something; seconds, monotonic
 
     def __str__(self) -> str:
         return str(Address(*self._peer[:2])) if self._peer else "a Unix client"
@@ -177,7 +181,9 @@ class OneShot:
         self._close(whole=False)
 
     def _refuse(self, error: Exception) -> None:
-        if isinstance(error, (ConnectionError, BadFrame)):
+        if isinstance(error, Overloaded):  # the front has said so once
+            log.debug("%s: refused: %s", self, error)
+        elif isinstance(error, (ConnectionError, BadFrame)):
             log.info("%s: %s", self, error)
         else:
             log.warning("%s: refused: %s", self, error)
@@ -198,6 +204,8 @@ class OneShot:
         if sent == len(body):
             self._finish()
         else:
+            self._owed = len(body)
+            self._door.owe(self._owed)
             self._spawn(self._write_rest, memoryview(body)[sent:])
 
     def fail(self, why: Failure) -> None:
@@ -207,6 +215,7 @@ class OneShot:
 
     def _write_rest(self, rest: memoryview) -> None:
         patience = self._door.limits.write_timeout
+        self.moved = green.monotonic()
         while rest:
             if not green.wait_writable(self._sock.fileno(), patience):
                 log.warning("%s: took nothing of its reply for %g s, %d bytes left", self, patience, len(rest))
@@ -214,6 +223,7 @@ class OneShot:
                 return
             try:
                 rest = rest[self._sock.send(rest[:_TURN], socket.MSG_DONTWAIT) :]
+                self.moved = green.monotonic()
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -278,6 +288,8 @@ class OneShot:
         self._parser = None
         self._thread = None
         self._door.busy.discard(self)
+        if self._owed:
+            self._door.owe(-self._owed)
         if self._admitted >= 0:
             self._door.withdraw(self._admitted)
         self._door.closed()

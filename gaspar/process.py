@@ -26,8 +26,15 @@ log = logging.getLogger(__name__)
 EXIT_CRASHED = 70  # sysexits.h EX_SOFTWARE: an exception that nobody expected ended a child
 # Whole groups are signalled (Ctrl-C, systemd), but only the supervisor decides. Children catch these and
 # do nothing, rather than ignore them: an ignored signal would stay ignored in what a handler executes.
-_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_RESET_SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+_GROUP_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+_RESET_SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 _BLOCKED = {*_GROUP_SIGNALS, *_RESET_SIGNALS}
 _GREEN_MODULES = {"os", "select", "selectors", "socket", "ssl", "_thread", "threading", "time", "subprocess", "queue"}
 _SEND_TIME = 1.0  # seconds that the other side has to take a record, once a part of it is sent

@@ -107,7 +107,7 @@ class Roster:
         if entry is not None:
             entry.pid = pid
             if entry.generation == self.trial:
-                self.generation, self.trial = self.trial, 0
+                self.generation, self.trial = max(self.generation, self.trial), 0
         return entry
 
     def on_gone(self, number: int, given: bool, now: float) -> Entry | None:
@@ -117,28 +117,27 @@ class Roster:
             given: it had been given a job.
         """
         entry = self._entries.pop(number, None)
-        if entry is not None and not entry.retiring:
+        if entry is not None and not entry.retiring and entry.generation == self.generation:
             self.not_before = now + self.backoff.died(now - entry.forked, given)
         return entry
 
     def next_orders(self, now: float) -> Orders:
         """Say whom to fork and whom to let go; each order is given once."""
-        staying = [each for each in self if not each.retiring]
-        stale = [each for each in staying if self._is_stale(each)]
-        fork: list[Entry] = []
-        if now >= self.not_before:
-            missing = self.target - len(staying)
-            if self.trial and not self.of(self.trial):
-                fork.append(self._add(self.trial, now))
-            elif not self.trial and stale and missing <= 0 and all(each.pid for each in staying):
-                missing = self.target + 1 - len(staying)
-            fork += [self._add(self.generation, now) for _ in range(missing)]
         # among those that serve, the stale go first, then the youngest
         serving = sorted(self.ready, key=lambda each: (not self._is_stale(each), -each.number))
         retire = serving[: max(0, len(serving) - self.target)]
         for each in retire:
             each.retiring = True
-        return Orders(fork, retire)
+        return Orders(self._forks(now) if now >= self.not_before else [], retire)
+
+    def _forks(self, now: float) -> list[Entry]:
+        trial = [self._add(self.trial, now)] if self.trial and not self.of(self.trial) else []
+        staying = [each for each in self if not each.retiring and each.generation != (self.trial or None)]
+        missing = self.target - len(staying)
+        leaving = sum(each.retiring for each in self)  # bounded: they may be busy for long
+        if missing <= 0 and not self.trial and leaving <= self.target and all(each.pid for each in staying):
+            missing = self.target + 1 - len(staying) if any(map(self._is_stale, staying)) else 0
+        return trial + [self._add(self.generation, now) for _ in range(missing)]
 
     def _is_stale(self, entry: Entry) -> bool:
         return entry.worn or entry.generation not in (self.generation, self.trial)

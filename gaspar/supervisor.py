@@ -94,6 +94,8 @@ _TABLE: dict[State, dict[Event, State]] = {
 
 _ALIVE = (State.STARTING, State.SERVING, State.DRAINING)  # consumers that die are replaced
 
+_LEAVE_TIME = 0.25  # seconds that idle consumers have to leave, when the grace is over
+
 # What a signal orders: an event, or how many consumers more, 0: a reload.
 _ORDERS: dict[int, Event | int] = {
     signal.SIGTERM: Event.TERM,
@@ -232,9 +234,12 @@ class Supervisor:
                 self._happened(Event.DRAINED)
             self._close_listeners()  # the front accepts what is pending, then closes its own
         elif self._state is State.LEAVING:
-            self._deadline = max(self._drain_end, now + 1.0)
+            self._deadline = max(self._drain_end, now + _LEAVE_TIME)
             for forker in self._forkers.values():
-                self._order(forker, Kind.LEAVE)
+                if forker.loaded:
+                    self._order(forker, Kind.LEAVE)
+                else:  # it loads, and hears nothing
+                    os.kill(forker.child.pid, signal.SIGKILL)
         elif self._state is State.KILLING:
             self._kill_all(now)
 
@@ -324,7 +329,9 @@ class Supervisor:
 
     def _is_trial(self, generation: int) -> bool:
         """True of the forker of a reload that has not shown a ready consumer yet."""
-        return bool(self._reloading) and self._reloadable and generation > self._roster.generation
+        if not (self._reloading and self._reloadable):
+            return False
+        return generation == self._forker_generation != self._roster.generation
 
     # ---- what children say ----
 
@@ -495,7 +502,7 @@ class Supervisor:
         trial = self._is_trial(generation)
         if self._state is State.STARTING and not forker.loaded:
             self._fail_start(f"the process that loads the handler ended: {ended}", "")
-        elif trial:
+        elif trial and self._state in _ALIVE:
             self._end_reload(failure=f"the process that loads the handler ended: {ended}")
         elif self._state in _ALIVE and not forker.leaving:
             now = time.monotonic()

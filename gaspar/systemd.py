@@ -54,5 +54,6 @@ def notify(state: str) -> None:
     if not where:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)  # a manager that does not listen must not hold up the daemon
         sock.connect("\0" + where[1:] if where.startswith("@") else where)
         sock.send(state.encode())

@@ -23,14 +23,22 @@ _STACK_TIME = 0.1  # seconds that the stack has to come
 _STOP_TIME = 0.05  # seconds that a stop signal has to work; longer only in an uninterruptible system call
 _QUICK = 0.005  # seconds between looks while something is about to happen
 _MEMORY_LOOK = 0.25  # seconds between looks at a consumer's memory
+_OWN_FRAME = os.path.join(os.path.dirname(__file__), "consumer.py") + '"'  # where a stack leaves the handler
 _MAX_STACK = 32 * 1024  # bytes
+
+
+def kill_group(pid: int) -> None:
+    """Kill a consumer and what it has started."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # its handler has left the group
+        os.kill(pid, signal.SIGKILL)
 
 
 class Verdict(NamedTuple):
     """Why a consumer was killed."""
 
     job: int  # what it ran; 0: nothing
-    ran: float  # seconds
     why: str  # one line
     stack: str  # of Python, innermost call first; "stopped" if it could not say
 
@@ -83,12 +91,14 @@ class Watchdog:
         job, begun = self._running()
         if self._stopped_since and now - self._stopped_since >= STOPPED_LIMIT:
             text = f"its process was stopped by somebody for {STOPPED_LIMIT:g} s"
-            self._kill(Verdict(job, now - begun if job else 0.0, text, "stopped"))
+            self._kill(Verdict(job, text, "stopped"))
         elif self._suspect and job != self._suspect:
             self._suspect = 0  # it ended after all
         elif self._suspect:
+            before = len(self._stack)
             self._read_stack()
-            if self._stack or now >= self._killed_at:
+            # faulthandler writes in pieces: wait until a look brings nothing new
+            if 0 < before == len(self._stack) or now >= self._killed_at:
                 self._execute(now - begun)
         elif self._timeout and job and now - begun >= self._timeout:
             self._suspect, self._stack = job, b""
@@ -113,10 +123,17 @@ class Watchdog:
             self._suspect = 0
             os.kill(self._pid, signal.SIGCONT)
             return
-        stack = self._stack.decode(errors="replace")
+        stack = self._users_stack()
         place = next((line.strip() for line in stack.splitlines() if line.lstrip().startswith("File ")), "")
-        why = f"hung at {place}" if place else "its process was stopped"
-        self._kill(Verdict(self._suspect, ran, why, stack or "stopped"))
+        where = f"hung at {place}" if place else "its process was stopped"
+        why = f"ran for {ran:.2f} s, {self._timeout:g} allowed (--timeout); {where}"
+        self._kill(Verdict(self._suspect, why, stack or "stopped"))
+
+    def _users_stack(self) -> str:
+        """Return the stack without gaspar's own part, which is the same for all."""
+        lines = self._stack.decode(errors="replace").splitlines()
+        own = next((n for n, line in enumerate(lines) if _OWN_FRAME in line), len(lines))
+        return "\n".join(lines[:own])
 
     def _await_stop(self) -> None:
         flags = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -137,10 +154,10 @@ class Watchdog:
         log.warning(
             "killing consumer (pid %d), %s%s",
             self._pid,
-            f"{verdict.ran:.2f} s into request {verdict.job}: {verdict.why}" if verdict.job else verdict.why,
-            f"\n{verdict.stack.rstrip()}" if verdict.job else "",
+            f"request {verdict.job} {verdict.why}" if verdict.job else verdict.why,
+            f"\n{verdict.stack}" if verdict.job else "",
         )
-        os.killpg(self._pid, signal.SIGKILL)
+        kill_group(self._pid)
 
 
 class MemoryWatch:

@@ -27,6 +27,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 HANDLERS = str(ROOT / "tests" / "handlers.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos-seconds", default=20.0, type=float, help="how long the chaos test's load lasts")
+    parser.addoption("--chaos-seed", default=None, type=int, help="what the chaos test draws, to do it again")
+
+
 class Daemon:
     """One `gaspar-serve` process and all that it started."""
 

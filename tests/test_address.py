@@ -58,6 +58,14 @@ def test_an_address_is_read_and_prints_as_it_was_written(text: str, address: Add
         ("[::1]", "expected [v6]:port"),
         ("[::1]10123", "expected [v6]:port"),
         ("[::1:10123", "expected [v6]:port"),
+        ("[]:1", "expected [v6]:port"),
+        ("[[::1]:1", "expected [v6]:port"),
+        ("[::1]]:1", "expected [v6]:port"),
+        ("[::1]x:1", "expected [v6]:port"),
+        ("::1]:1", "expected host:port"),
+        ("host]:1", "expected host:port"),
+        ("ho[st:1", "expected host:port"),
+        ("[::1]:1]:2", "port '1]:2' is not a number"),
         ("unix:", "a path must follow"),
         ("unix:/a\0b", "a path must follow"),
     ],
@@ -101,7 +109,7 @@ def test_a_unix_path_may_have_107_bytes_and_no_more() -> None:
         parse(f"unix:{path}x")
 
 
-@given(st.text(st.characters(exclude_characters="[]"), max_size=30) | st.from_regex(r"(unix:)?[a-z.:%/]*:?[0-9]{0,6}"))
+@given(st.text(max_size=30) | st.text("[]:a1", max_size=12) | st.from_regex(r"(unix:)?[a-z.:%/]*:?[0-9]{0,6}"))
 def test_any_text_is_an_address_that_prints_as_itself_or_an_address_error(text: str) -> None:
     try:
         address = parse(text)
@@ -207,6 +215,13 @@ def test_an_address_of_another_machine_is_a_bind_error_that_names_it() -> None:
     with pytest.raises(BindError, match=r"cannot listen on 192\.0\.2\.1:0: ") as caught:  # RFC 5737: nobody's
         listen(Address("192.0.2.1", 0))
     assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64 + ".org"])
+def test_what_can_be_no_host_name_is_a_bind_error_that_says_so(host: str) -> None:
+    with pytest.raises(BindError, match=f"cannot listen on {host}:0: not a host name$") as caught:
+        listen(parse(f"{host}:0"))
+    assert caught.value.errno == errno.EINVAL
 
 
 def test_a_unix_path_in_no_folder_is_a_bind_error_that_names_it(folder: Path) -> None:

@@ -37,7 +37,7 @@ EXPECTED = {
     b"hang on a lock": r"lost: ran for .*; hung at File .*handlers.py.*, line \d+ in _double_acquire",
     b"hang in a child": r"lost: ran for .*; hung at File ",
     b"ignore signals and hang": r"lost: ran for .*; hung at File .* in _hang_in_python",
-    b"stop itself": r"lost: ran for .*; its process was stopped",
+    b"stop itself": r"lost: (ran for .*; )?its process was stopped",
 }
 
 
@@ -202,6 +202,35 @@ def _answered(daemon: Daemon, message: bytes) -> bool:
     except (ConnectionResetError, BrokenPipeError):
         return False
     return True
+
+
+def test_clients_that_take_nothing_of_their_replies_do_not_fill_the_memory(serve: Serve) -> None:
+    daemon = serve("sized", "-p", "2", "--max-waiting-bytes", "64M")
+    lazy = [daemon.connect() for _ in range(20)]
+    for sock in lazy:
+        sock.sendall(struct.pack("!I", 8) + b"40000000")
+    daemon.wait_for_line("takes nothing of its reply while", 5)
+    assert daemon.ask(b"5") == bytes(5)
+    assert psutil.Process(daemon.front).memory_info().rss < 500 * 2**20
+    for sock in lazy:
+        sock.close()
+
+
+def test_request_is_refused_when_there_has_been_no_consumer_for_long(serve: Serve, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "once.py").write_text(
+        "import gaspar, os\nclass Once(gaspar.Consumer):\n    def setup(self):\n"
+        "        if os.path.exists(__file__ + '.no'):\n"
+        "            raise OSError('no more')\n    def handle(self, message):\n        return message\n"
+    )
+    daemon = serve(f"{tmp_path}/once.py:Once", "-p", "1")
+    (tmp_path / "once.py.no").touch()
+    os.kill(daemon.consumers[0], signal.SIGKILL)
+    with pytest.raises(ConnectionResetError):
+        daemon.ask(b"")
+    daemon.wait_for_line(r"there has been no consumer for 1\d s")
+    (tmp_path / "once.py.no").unlink()
+    assert daemon.ask(b"and again") == b"and again"
+    daemon.remember()
 
 
 def test_request_that_waits_too_long_is_answered(serve: Serve, tmp_path: pathlib.Path) -> None:

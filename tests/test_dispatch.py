@@ -19,8 +19,8 @@ def dispatcher(depth: int, consumers: int) -> Dispatcher:
     return found
 
 
-def submit(to: Dispatcher, count: int) -> list[int]:
-    return [to.submit(b"", None, 0.0).number for _ in range(count)]
+def submit(to: Dispatcher, count: int, now: float = 0.0, size: int = 0) -> list[int]:
+    return [to.submit(bytes(size), None, now).number for _ in range(count)]
 
 
 def assign(by: Dispatcher, now: float = 0.0) -> list[tuple[int, int]]:
@@ -318,6 +318,152 @@ def test_a_consumer_is_lost_once() -> None:
     assert table.waiting == 0
 
 
+# ---- a consumer that still runs a job of a front that died ----
+
+
+def test_an_occupied_consumer_gets_nothing_until_it_is_vacated() -> None:
+    table = Dispatcher(generation=2, depth=2)
+    table.add_consumer(1, 0.0, occupied=True)
+    assert table.consumers == [1]
+    assert not table.has_room
+    jobs = submit(table, 3)
+    assert assign(table) == []
+    table.vacate(1)
+    assert table.has_room
+    assert assign(table) == [(1, jobs[0]), (1, jobs[1])]
+
+
+def test_an_occupied_consumer_is_no_idle_one() -> None:
+    table = dispatcher(2, consumers=1)
+    table.add_consumer(2, 0.0, occupied=True)
+    submit(table, 2)
+    assign(table)
+    assert table.donor() is None
+    table.vacate(2)
+    assert table.donor() == 1
+
+
+def test_a_retiring_consumer_is_not_retired_while_it_is_occupied() -> None:
+    table = dispatcher(2, consumers=0)
+    table.add_consumer(1, 0.0, occupied=True)
+    table.retire_consumer(1)
+    assert not table.is_retired(1)
+    table.vacate(1)
+    assert table.is_retired(1)
+    submit(table, 1)
+    assert assign(table) == []
+
+
+def test_an_occupied_consumer_that_dies_had_nothing_of_this_front() -> None:
+    table = dispatcher(2, consumers=0)
+    table.add_consumer(1, 0.0, occupied=True)
+    (job,) = submit(table, 1)
+    assert table.lose_consumer(1, [5]) == []
+    table.vacate(1)  # found out too late
+    table.add_consumer(2, 0.0)
+    assert assign(table) == [(2, job)]
+
+
+# ---- how much waits, and for how long ----
+
+
+def test_the_bytes_that_wait_are_those_that_no_consumer_has() -> None:
+    table = dispatcher(2, consumers=1)
+    assert table.waiting_bytes == 0
+    jobs = [submit(table, 1, size=size)[0] for size in (1, 20, 300, 4000)]
+    assert table.waiting_bytes == 4321
+    assign(table)
+    assert table.waiting_bytes == 4300
+    table.give_back(1, [jobs[1]])
+    assert table.waiting_bytes == 4320
+    table.give_back(1, [jobs[1]])
+    assert table.waiting_bytes == 4320
+    (begun,) = table.lose_consumer(1, [])
+    assert table.waiting_bytes == 4320
+    assert table.give_up(begun.number)
+    table.retry(begun)
+    assert table.waiting_bytes == 4321
+    table.expire(before=1.0)
+    assert table.waiting_bytes == 0
+
+
+def test_there_is_room_as_long_as_some_consumer_would_be_given_a_job() -> None:
+    table = dispatcher(1, consumers=0)
+    assert not table.has_room
+    table.add_consumer(1, 0.0)
+    assert table.has_room
+    (job,) = submit(table, 1)
+    assign(table)
+    assert not table.has_room
+    table.done(job, 1, 0.0)
+    assert table.has_room
+    table.retire_consumer(1)
+    assert not table.has_room
+
+
+def test_those_that_waited_too_long_expire_the_oldest_first() -> None:
+    table = dispatcher(2, consumers=1)
+    jobs = [submit(table, 1, now=float(second))[0] for second in range(5)]
+    assert table.oldest == 0.0
+    assign(table)
+    assert table.oldest == 2.0
+    table.give_back(1, [jobs[1]])
+    assert table.oldest == 1.0
+    assert table.expire(before=1.0) == []
+    assert numbers(table.expire(before=3.5)) == jobs[1:4]
+    assert (table.waiting, table.in_flight, table.oldest) == (1, 1, 4.0)
+    assert numbers(table.expire(before=99.0)) == jobs[4:]
+    assert table.oldest is None
+    assert table.done(jobs[0], 1, 99.0) is not None  # what a consumer has does not expire
+
+
+def test_a_job_that_is_tried_again_goes_ahead_of_the_queue_and_counts_its_tries() -> None:
+    table = dispatcher(1, consumers=1)
+    jobs = submit(table, 2)
+    for tries in (1, 2, 3):
+        assert assign(table) == [(tries, jobs[0])]
+        (job,) = table.lose_consumer(tries, [])
+        assert table.give_up(job.number)
+        table.retry(job)
+        assert job.tries == tries
+        table.add_consumer(tries + 1, 0.0)
+    assert assign(table) == [(4, jobs[0])]
+    assert table.done(jobs[0], 1, 0.0) is job
+    assert assign(table) == [(4, jobs[1])]
+
+
+def test_a_late_result_of_an_earlier_try_answers_nobody_while_the_job_waits() -> None:
+    table = dispatcher(1, consumers=1)
+    (number,) = submit(table, 1)
+    assign(table)
+    (job,) = table.lose_consumer(1, [])
+    table.give_up(number)
+    table.retry(job)
+    assert table.done(number, 1, 0.0) is None
+    assert table.waiting == 1
+
+
+def test_a_job_that_is_abandoned_is_with_nobody() -> None:
+    table = dispatcher(1, consumers=1)
+    jobs = submit(table, 2)
+    assign(table)
+    table.abandon(jobs[0])
+    table.abandon(jobs[0])
+    assert (table.waiting, table.in_flight) == (1, 0)
+    assert assign(table) == [(1, jobs[1])]
+    assert table.done(jobs[0], 1, 0.0) is None
+
+
+def test_a_retiring_consumer_whose_last_job_is_abandoned_is_retired() -> None:
+    table = dispatcher(1, consumers=1)
+    jobs = submit(table, 1)
+    assign(table)
+    table.retire_consumer(1)
+    assert not table.is_retired(1)
+    table.abandon(jobs[0])
+    assert table.is_retired(1)
+
+
 # ---- depth ----
 
 
@@ -387,12 +533,18 @@ class FakeConsumer:
         self.running = 0
         self.results: deque[int] = deque()  # ended, on their way to the front
         self.retiring = False
+        self.occupied = False  # by a job of a front that died
         self.long = False  # found overdue, and no result since
 
     @property
     def has(self) -> int:
         """Count what the front thinks it holds."""
         return len(self.pipe) + bool(self.running) + len(self.results)
+
+    @property
+    def may_get(self) -> bool:
+        """True unless it is closed to jobs, however few it holds."""
+        return not (self.retiring or self.occupied or (self.long and self.has))
 
 
 class Machine(RuleBasedStateMachine):
@@ -414,6 +566,8 @@ class Machine(RuleBasedStateMachine):
         self.begun: set[int] = set()
         self.ended: set[int] = set()  # answered or given up
         self.submitted: set[int] = set()
+        self.jobs: dict[int, Job] = {}  # what is not answered
+        self.gone: set[int] = set()  # those whose client is gone
 
     # what the front does after everything that happens, as front._pump
 
@@ -431,18 +585,22 @@ class Machine(RuleBasedStateMachine):
             assert steps <= 2 * len(self.submitted) + len(self.consumers), "this never ends"
 
     def deal(self) -> None:
-        for number, job in self.table.assign(self.now):
-            expected = min(self.again) if self.again else self.queue[0]
-            assert job.number == expected, "neither the oldest of those taken back nor the head of the queue"
-            self.again.remove(expected) if self.again else self.queue.popleft()
-            consumer = self.consumers[number]
-            open_to_all = [
-                each.has for each in self.consumers.values() if not each.retiring and not (each.long and each.has)
-            ]
-            assert not consumer.retiring
-            assert not (consumer.long and consumer.has), "put behind a long job"
-            assert consumer.has == min(open_to_all) < self.most
-            consumer.pipe.append(job.number)
+        while pairs := self.table.assign(self.now):
+            unsent = []
+            for number, job in pairs:
+                expected = min(self.again) if self.again else self.queue[0]
+                assert job.number == expected, "neither the oldest of those taken back nor the head of the queue"
+                self.again.remove(expected) if self.again else self.queue.popleft()
+                consumer = self.consumers[number]
+                assert consumer.may_get
+                assert consumer.has == min(each.has for each in self.consumers.values() if each.may_get) < self.most
+                consumer.pipe.append(expected)
+                if expected in self.gone:
+                    unsent.append((consumer, expected))
+            for consumer, number in unsent:
+                consumer.pipe.remove(number)
+                self.table.abandon(number)
+                self.ended.add(number)
 
     def back(self, number: int, taken: list[int]) -> None:
         self.again += taken
@@ -459,22 +617,45 @@ class Machine(RuleBasedStateMachine):
 
     # what happens
 
-    @rule(count=st.integers(1, 6))
-    def submit(self, count: int) -> None:
+    @rule(count=st.integers(1, 6), size=st.integers(0, 1000))
+    def submit(self, count: int, size: int) -> None:
         for _ in range(count):
-            number = self.table.submit(b"", None, self.now).number
-            assert number not in self.submitted
-            self.submitted.add(number)
-            self.queue.append(number)
+            job = self.table.submit(bytes(size), None, self.now)
+            assert job.number not in self.submitted
+            self.submitted.add(job.number)
+            self.jobs[job.number] = job
+            self.queue.append(job.number)
         self.pump()
 
-    @rule(target=names)
-    def consumer_comes(self) -> int:
+    @rule(target=names, occupied=st.booleans())
+    def consumer_comes(self, occupied: bool) -> int:
         number, self.next = self.next, self.next + 1
         self.consumers[number] = FakeConsumer()
-        self.table.add_consumer(number, self.now)
+        self.consumers[number].occupied = occupied
+        self.table.add_consumer(number, self.now, occupied=occupied)
         self.pump()
         return number
+
+    @rule(name=names)
+    def consumer_is_vacated(self, name: int) -> None:
+        if name in self.consumers:
+            self.consumers[name].occupied = False
+        self.table.vacate(name)
+        self.pump()
+
+    @rule(data=st.data())
+    def client_goes(self, data: st.DataObject) -> None:
+        if waiting := [*self.queue, *self.again]:
+            self.gone.add(data.draw(st.sampled_from(waiting)))
+
+    @rule(age=st.sampled_from([0.0, PATIENCE, 5.0]))
+    def those_that_waited_too_long_expire(self, age: float) -> None:
+        before = self.now - age
+        expired = numbers(self.table.expire(before))
+        assert expired == sorted(each for each in (*self.queue, *self.again) if self.jobs[each].arrived < before)
+        self.queue = deque(each for each in self.queue if each not in expired)
+        self.again = [each for each in self.again if each not in expired]
+        self.ended |= set(expired)
 
     @rule(name=names)
     def job_begins(self, name: int) -> None:
@@ -547,13 +728,19 @@ class Machine(RuleBasedStateMachine):
             assert job is None, "a job that was given up is answered"
 
     @precondition(lambda self: self.lost)
-    @rule(data=st.data())
-    def lost_job_is_given_up(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), again=st.booleans())
+    def lost_job_is_given_up(self, data: st.DataObject, again: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.lost)))
         self.lost.remove(number)
         assert self.table.give_up(number)
         assert not self.table.give_up(number)
-        self.ended.add(number)
+        if again and number not in self.late:
+            self.begun.remove(number)
+            self.again.append(number)
+            self.table.retry(self.jobs[number])
+            self.pump()
+        else:
+            self.ended.add(number)
 
     # what is always so
 
@@ -571,6 +758,9 @@ class Machine(RuleBasedStateMachine):
         assert self.table.in_flight == held + len(self.lost)
         assert self.table.pending == len(self.submitted) - len(self.ended)
         assert self.table.consumers == [number for number, each in self.consumers.items() if not each.retiring]
+        waiting = [self.jobs[number] for number in (*self.queue, *self.again)]
+        assert self.table.waiting_bytes == sum(len(job.payload) for job in waiting)
+        assert self.table.oldest == min((job.arrived for job in waiting), default=None)
 
     @invariant()
     def no_consumer_has_more_than_it_may(self) -> None:
@@ -578,26 +768,26 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_beside_an_idle_consumer(self) -> None:
-        if any(not each.has and not each.retiring for each in self.consumers.values()):
+        if any(not each.has and each.may_get for each in self.consumers.values()):
             assert self.table.waiting == 0
             assert all(not each.pipe or each.has == 1 for each in self.consumers.values())
 
     @invariant()
     def what_can_be_given_is_given(self) -> None:
-        may = [each for each in self.consumers.values() if not each.retiring and not (each.long and each.has)]
-        if any(each.has < self.table.depth for each in may):
-            assert self.table.waiting == 0
+        room = any(each.may_get and each.has < self.table.depth for each in self.consumers.values())
+        assert self.table.has_room == room
+        assert not room or self.table.waiting == 0
 
     @invariant()
     def retired_is_who_retires_and_holds_nothing(self) -> None:
         for number, each in self.consumers.items():
-            assert self.table.is_retired(number) == (each.retiring and not each.has)
+            assert self.table.is_retired(number) == (each.retiring and not each.has and not each.occupied)
 
     def teardown(self) -> None:
         """Let everything end: then each job is answered or given up."""
         if not hasattr(self, "table"):
             return
-        self.consumer_comes()
+        self.consumer_comes(occupied=False)
         while any(each.has for each in self.consumers.values()):
             for name in list(self.consumers):
                 self.job_ends(name)

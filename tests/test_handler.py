@@ -1,6 +1,8 @@
 """Loads handlers, good and bad, from modules and files in a folder of their own."""
 
 import importlib
+import os
+import py_compile
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,25 @@ class Picky(gaspar.Consumer):
     def handle(self, message):
         return message
 
+class Leaving(gaspar.Consumer):
+    def __init__(self):
+        raise SystemExit("no licence")
+    def handle(self, message):
+        return message
+
+class Speechless(gaspar.Consumer):
+    def __init__(self):
+        class Mute(Exception):
+            def __str__(self):
+                raise RuntimeError
+        raise Mute
+    def handle(self, message):
+        return message
+
+class NoConsumer:
+    def handle(self, message):
+        return message
+
 class Callable:
     def __call__(self, message):
         return message + b"!"
@@ -50,6 +71,7 @@ number = 3
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current directory of its own; what is imported from it is forgotten afterwards."""
     path, modules = list(sys.path), set(sys.modules)
+    monkeypatch.delitem(sys.modules, "handlers", raising=False)  # the daemon tests' own
     monkeypatch.chdir(tmp_path)
     (tmp_path / "handlers.py").write_text(HANDLERS)
     (tmp_path / "app" / "deep").mkdir(parents=True)
@@ -181,6 +203,12 @@ def test_what_is_no_handlers_name_is_refused_with_what_was_expected(folder: Path
         ("handlers:__name__", "handler 'handlers:__name__' is of type str; expected a callable"),
         ("handlers:Unfinished", "handler 'handlers:Unfinished': TypeError: give Consumer a handler, or write handle"),
         ("handlers:Picky", "handler 'handlers:Picky': ValueError: first line second line ("),
+        ("handlers:Leaving", "handler 'handlers:Leaving': SystemExit: no licence ("),
+        ("handlers:Speechless", "handler 'handlers:Speechless': Mute: its message cannot be shown: __str__ raised ("),
+        (
+            "handlers:NoConsumer",
+            "handler 'handlers:NoConsumer' has a handle method; make it a subclass of gaspar.Consumer",
+        ),
     ],
 )
 def test_a_misspelt_or_unfit_handler_is_named_with_what_is_near(folder: Path, spec: str, message: str) -> None:
@@ -204,6 +232,11 @@ SOURCES = [
     ("x = 1\nraise ValueError('one\\ntwo')", "cannot be {}: ValueError: one two (", "bad.py, line 2)"),
     ("raise RuntimeError", "cannot be {}: RuntimeError (", "bad.py, line 1)"),
     ("import sys\nsys.exit('no licence')", "cannot be {}: SystemExit: no licence (", "bad.py, line 2)"),
+    (
+        "class Mute(Exception):\n    def __str__(self):\n        raise RuntimeError\nraise Mute",
+        "cannot be {}: Mute: its message cannot be shown: __str__ raised (",
+        "bad.py, line 4)",
+    ),
     ("raise ModuleNotFoundError('by hand')", "cannot be {}: ModuleNotFoundError: by hand (", "bad.py, line 1)"),
 ]
 
@@ -228,9 +261,18 @@ def test_a_file_that_cannot_be_decoded_is_named(folder: Path) -> None:
     assert refusal("bad.py:x").startswith("file 'bad.py' cannot be loaded: SyntaxError: ")
 
 
-def test_a_file_that_is_no_python_source_is_named(folder: Path) -> None:
-    (folder / "app" / "handlers.txt").write_text(HANDLERS)
-    assert refusal("app/handlers.txt:echo") == "file 'app/handlers.txt' is no Python source: its name must end in .py"
+def test_a_file_of_any_name_is_a_file_if_its_path_has_a_separator(folder: Path) -> None:
+    for name in ("handlers.txt", "handlers", "my handlers.v2"):
+        (folder / "app" / name).write_text(HANDLERS)
+        assert answer(f"app/{name}:echo") == b"abc"
+    (folder / "own_words").write_text(HANDLERS)
+    assert refusal("own_words:echo").startswith("no module 'own_words' here or on the path")
+    assert answer("./own_words:echo") == b"abc"
+
+
+def test_a_file_that_is_no_source_is_named(folder: Path) -> None:
+    (folder / "app" / "data.bin").write_bytes(b"\0\1\2")
+    assert refusal("app/data.bin:echo").startswith("file 'app/data.bin' cannot be loaded: ")
 
 
 @pytest.mark.parametrize("where", ["bad", "bad.py"])
@@ -242,6 +284,51 @@ def test_the_whole_story_goes_with_the_line(folder: Path, where: str) -> None:
     assert caught.value.traceback.startswith("Traceback (most recent call last):\n")
     assert "in deep" in caught.value.traceback
     assert "ValueError: x" in caught.value.traceback
+
+
+@pytest.mark.parametrize("where", ["odd", "odd.py"])
+def test_a_module_that_removes_itself_is_loaded_all_the_same(folder: Path, where: str) -> None:
+    (folder / "odd.py").write_text("import sys\ndel sys.modules[__name__]\ndef handle(message):\n    return message")
+    assert answer(f"{where}:handle") == b"abc"
+
+
+@pytest.mark.parametrize("where", ["odd", "odd.py"])
+def test_a_module_that_replaces_itself_is_what_it_says_it_is(folder: Path, where: str) -> None:
+    (folder / "odd.py").write_text(
+        "import sys, types\n"
+        "sys.modules[__name__] = types.SimpleNamespace(handle=lambda message: b'new', __file__=__file__)"
+    )
+    assert answer(f"{where}:handle") == b"new"
+
+
+@pytest.mark.parametrize("where", ["odd", "odd.py"])
+def test_a_module_that_makes_its_attributes_may_fail_at_it(folder: Path, where: str) -> None:
+    (folder / "odd.py").write_text(
+        "def __getattr__(name):\n    if name == 'made':\n        return lambda message: b'made'\n"
+        "    raise OSError('no database for ' + name)"
+    )
+    assert answer(f"{where}:made") == b"made"
+    with pytest.raises(HandlerLoadError) as caught:
+        load(f"{where}:handle")
+    assert str(caught.value).startswith(f"{where}:handle: OSError: no database for handle (")
+    assert str(caught.value).endswith("odd.py, line 4)")
+    assert "in __getattr__" in caught.value.traceback
+
+
+@pytest.mark.parametrize("where", ["fresh", "fresh.py", "./fresh.py"])
+def test_a_handler_rewritten_within_a_second_at_the_same_size_is_loaded_from_its_source(
+    folder: Path, where: str
+) -> None:
+    file = folder / "fresh.py"
+    file.write_text("def handle(message):\n    return b'old'")
+    written = file.stat().st_mtime
+    py_compile.compile(str(file), doraise=True)
+    file.write_text("def handle(message):\n    return b'new'")
+    os.utime(file, (written, written))
+    sys.path.insert(0, str(folder))
+    assert importlib.import_module("fresh").handle(b"") == b"old", "no stale byte code, nothing is tested"
+    del sys.modules["fresh"]
+    assert answer(f"{where}:handle") == b"new"
 
 
 @pytest.mark.parametrize("where", ["bad", "bad.py"])

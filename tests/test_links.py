@@ -260,6 +260,39 @@ def test_a_job_without_a_claim_is_not_run(ends: Ends) -> None:
     assert ends.recv() == (n(1), b"1")
 
 
+def test_a_late_job_of_an_old_front_costs_the_new_one_no_claim(ends: Ends) -> None:
+    """The old front's job comes without its claim, while the new front's claims are in the pipe."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as old:
+        old.connect(f"ipc://{ends.folder}/c{CONSUMER}")
+        for counter in (1, 2, 3):
+            claims = os.open(f"{ends.folder}/c{CONSUMER}.claims", os.O_WRONLY | os.O_NONBLOCK)
+            os.write(claims, CLAIM.pack(n(counter)))  # of the new front; its job is on its way
+            os.close(claims)
+            old.send(JOB.pack(n(counter, GENERATION - 1), 0) + b"late")
+            ends.end.wait()
+            assert ends.end.recv() is None
+    with ends.context.socket(zmq.PUSH) as jobs:
+        jobs.connect(f"ipc://{ends.folder}/c{CONSUMER}")
+        for counter in (1, 2, 3):
+            jobs.send(JOB.pack(n(counter), 0) + b"%d" % counter)
+        assert [ends.recv() for _ in range(3)] == [(n(counter), b"%d" % counter) for counter in (1, 2, 3)]
+
+
+def test_a_late_job_of_an_old_front_that_still_has_its_claim_is_run(ends: Ends) -> None:
+    with zmq.Context() as context, context.socket(zmq.PUSH) as old:
+        claims = os.open(f"{ends.folder}/c{CONSUMER}.claims", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(claims, CLAIM.pack(n(1, GENERATION - 1)))
+        os.close(claims)
+        ends.link.send(n(1), b"new")  # comes first, whatever is behind it in the pipe
+        assert ends.recv() == (n(1), b"new")
+        old.connect(f"ipc://{ends.folder}/c{CONSUMER}")
+        old.send(JOB.pack(n(1, GENERATION - 1), 0) + b"old")
+        ends.end.wait()
+        assert ends.end.recv() is None  # its claim was dropped for the new one's
+    ends.link.send(n(2), b"2")
+    assert ends.recv() == (n(2), b"2")
+
+
 def test_a_job_of_an_old_front_is_run_and_its_result_disturbs_nobody(ends: Ends) -> None:
     with zmq.Context() as context:
         old = ConsumerLink(context, ends.folder, CONSUMER)
@@ -274,10 +307,10 @@ def test_a_job_of_an_old_front_is_run_and_its_result_disturbs_nobody(ends: Ends)
 
 
 def test_a_result_goes_to_the_front_that_sent_its_job(ends: Ends) -> None:
+    ends.end.send(n(1), 0, 0, 0, b"for the old")
+    assert [each.number for each in ends.drain(1)] == [n(1)]
     with zmq.Context() as context:
         new = Results(context, ends.folder, GENERATION + 1)
-        ends.end.send(n(1), 0, 0, 0, b"for the old")
-        assert [each.number for each in ends.drain(1)] == [n(1)]
         ends.end.send(n(1, GENERATION + 1), 0, 0, 0, b"for the new")
         assert wait_readable([new.fileno()], TIMEOUT)
         ends.results, old = new, ends.results
@@ -307,10 +340,10 @@ def test_a_long_reply_that_changes_after_it_was_sent_comes_as_it_was(ends: Ends)
     assert result.body == content(5_000_000)
 
 
-def test_how_long_a_job_ran_saturates(ends: Ends) -> None:
-    ends.end.send(n(1), 0, MAX_U32 + 1, 0, b"")
-    ends.end.send(n(2), 0, 10**18, 0, b"")
-    assert [each.ran for each in ends.drain(2)] == [MAX_U32, MAX_U32]
+@pytest.mark.parametrize("ran", [0, 1, MAX_U32])
+def test_how_long_a_job_ran_comes_as_it_was_sent(ends: Ends, ran: int) -> None:
+    ends.end.send(n(1), 0, ran, 0, b"")
+    assert [each.ran for each in ends.drain(1)] == [ran]
 
 
 @pytest.mark.parametrize("most", [1, 7, 100])
@@ -357,6 +390,47 @@ def test_nobody_else_can_open_the_claim_pipe(ends: Ends) -> None:
     mode = os.stat(f"{ends.folder}/c{CONSUMER}.claims").st_mode
     assert stat.S_ISFIFO(mode)
     assert stat.S_IMODE(mode) == 0o600
+
+
+def test_a_new_front_removes_the_socket_files_of_those_that_died(folder: str) -> None:
+    for generation in (1, 2):
+
+        def main(lifeline: Lifeline, generation: int = generation) -> int:
+            with zmq.Context() as context:
+                Results(context, folder, generation)
+                lifeline.send(Kind.READY)
+                signal.pause()
+            return 0
+
+        child = fork(main, "test:front")
+        assert child.lifeline.wait(TIMEOUT)
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        child.lifeline.close()
+        assert os.listdir(folder) == [f"f{generation}"]
+    with zmq.Context() as context:
+        results = Results(context, folder, 3)
+        assert os.listdir(folder) == ["f3"]
+        results.close()
+
+
+def test_a_dead_consumer_leaves_no_file_when_its_front_closes_for_good(folder: str) -> None:
+    def main(lifeline: Lifeline) -> int:
+        end = ConsumerEnd(folder, CONSUMER, lifeline.fileno())
+        lifeline.send(Kind.READY)
+        end.wait()
+        return 0
+
+    child = fork(main, "test:consumer")
+    assert child.lifeline.wait(TIMEOUT)
+    with zmq.Context() as context:
+        link = ConsumerLink(context, folder, CONSUMER)
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        child.lifeline.close()
+        assert sorted(os.listdir(folder)) == [f"c{CONSUMER}", f"c{CONSUMER}.claims"]
+        link.close(gone=True)
+    assert os.listdir(folder) == []
 
 
 def test_joining_a_consumer_that_never_was_is_an_error(folder: str) -> None:

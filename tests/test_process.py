@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gaspar import process
 from gaspar.process import (
     EXIT_CRASHED,
     Child,
@@ -29,8 +31,9 @@ from gaspar.process import (
 from gaspar.wire import Kind, Record, encode_record
 
 TIMEOUT = 60.0  # seconds until something that hangs fails; nothing here takes that long
-GROUP = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
-RESET = [signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU]
+GROUP = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU]
+LONG = ["x" * 100_000] * 7  # a record's texts alone are cut, a list of them is longer than the kernel's buffer
+RESET = [signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2]
 
 Start = Callable[..., Child]
 
@@ -152,12 +155,50 @@ def test_a_record_longer_than_the_kernels_buffer_arrives_whole(start: Start) -> 
     def main(lifeline: Lifeline) -> int:
         while not (records := hear(lifeline)):
             pass
-        lifeline.send(Kind.READY, length=len(records[0].fields["traceback"]))
+        lifeline.send(Kind.READY, lengths=[len(each) for each in records[0].fields["texts"]])
         return 0
 
     child = start(main)
-    assert child.lifeline.send(Kind.LOAD_FAILED, traceback="x" * 700_000)
-    assert fields(child) == {"length": 700_000}
+    assert child.lifeline.send(Kind.LOAD_FAILED, texts=LONG)
+    assert fields(child) == {"lengths": [len(each) for each in LONG]}
+
+
+def test_a_record_that_nobody_takes_is_cut_and_ends_the_stream(
+    ends: tuple[Lifeline, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifeline, other = ends
+    monkeypatch.setattr(process, "_SEND_TIME", 0.01)
+    assert lifeline.send(Kind.FORK, number=1, slot=0)
+    assert not lifeline.send(Kind.LOAD_FAILED, texts=LONG)
+    assert not lifeline.send(Kind.LEAVE)  # nothing follows a record that is cut
+    reader = Lifeline(other)
+    assert reader.recv() == [Record(Kind.FORK, {"number": 1, "slot": 0})]
+    assert reader.recv() is None
+
+
+def test_a_lifeline_whose_record_was_cut_still_hears_and_never_waits(
+    ends: tuple[Lifeline, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifeline, other = ends
+    monkeypatch.setattr(process, "_SEND_TIME", 0.01)
+    assert not lifeline.send(Kind.LOAD_FAILED, texts=LONG)
+    assert os.get_blocking(lifeline.fileno()) is False
+    assert lifeline.recv() == []
+    other.sendall(encode_record(Kind.READY, {}))
+    assert lifeline.recv() == [Record(Kind.READY, {})]
+    other.close()
+    assert lifeline.recv() is None
+
+
+def test_a_record_whose_reader_goes_away_in_the_middle_is_not_sent(ends: tuple[Lifeline, socket.socket]) -> None:
+    lifeline, other = ends
+    sender = threading.Thread(target=lambda: sent.append(lifeline.send(Kind.LOAD_FAILED, texts=LONG)))
+    sent: list[bool] = []
+    sender.start()
+    assert other.recv(1, socket.MSG_PEEK)  # a part of it is sent
+    other.close()
+    sender.join(TIMEOUT)
+    assert sent == [False]
 
 
 # ---- forking ----

@@ -1,10 +1,10 @@
-"""Walks the supervisor's state table and its backoff; its processes are tested by the wire."""
+"""Walks the supervisor's state table; its processes are tested by the wire."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaspar.supervisor import Backoff, Event, Exit, State, step
+from gaspar.supervisor import Event, Exit, State, step
 
 ALIVE = [state for state in State if state is not State.STOPPED]
 ORDER = list(State)  # a daemon's life, in order
@@ -91,46 +91,3 @@ def test_no_sequence_of_events_leads_back(events: list[Event]) -> None:
 def test_exit_codes_are_apart_and_none_is_pythons_own() -> None:
     assert len(set(Exit)) == len(list(Exit))
     assert 1 not in set(Exit)  # an uncaught exception's
-
-
-# ---- backoff ----
-
-
-def test_the_first_early_deaths_cost_nothing() -> None:
-    backoff = Backoff()
-    for _ in range(Backoff.FREE):
-        assert backoff.died(0.0, useful=False) == 0.0
-        assert not backoff.slowed
-
-
-def test_each_further_death_doubles_the_wait_up_to_the_longest() -> None:
-    backoff = Backoff()
-    waits = [backoff.died(0.0, useful=False) for _ in range(40)][Backoff.FREE :]
-    assert backoff.slowed
-    assert waits[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
-    assert set(waits[7:]) == {Backoff.LONGEST}
-
-
-@pytest.mark.parametrize(("lived", "useful"), [(0.0, True), (Backoff.EARLY + 0.1, False), (1e9, True)])
-def test_one_that_lived_or_worked_begins_a_new_row(lived: float, useful: bool) -> None:
-    backoff = Backoff()
-    for _ in range(10):
-        backoff.died(0.0, useful=False)
-    assert backoff.died(lived, useful) == 0.0
-    assert not backoff.slowed
-    assert [backoff.died(0.0, useful=False) for _ in range(Backoff.FREE)] == [0.0] * Backoff.FREE
-    assert backoff.died(0.0, useful=False) == Backoff.FIRST
-
-
-def test_dying_exactly_at_the_border_is_early() -> None:
-    backoff = Backoff()
-    waits = [backoff.died(Backoff.EARLY, useful=False) for _ in range(Backoff.FREE + 1)]
-    assert waits[-1] == Backoff.FIRST
-
-
-@given(st.lists(st.tuples(st.floats(0, 1e9), st.booleans()), max_size=60))
-def test_a_wait_is_bounded_and_there_is_one_only_when_slowed(deaths: list[tuple[float, bool]]) -> None:
-    backoff = Backoff()
-    for lived, useful in deaths:
-        wait = backoff.died(lived, useful)
-        assert (Backoff.FIRST <= wait <= Backoff.LONGEST) if backoff.slowed else wait == 0.0

@@ -3,6 +3,7 @@
 import itertools
 import json
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from gaspar.errors import BadFrame, TooBig
 from gaspar.wire import (
     JOB,
     LENGTH,
+    MAX_TEXT,
     RESULT,
     Kind,
     OneShotParser,
@@ -95,7 +97,6 @@ def test_a_length_0_is_complete_with_its_header() -> None:
     parser.feed(bytes(4))
     assert parser.complete
     assert parser.payload == b""
-    assert len(parser.space()) == 0
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,65 @@ def test_the_largest_first_byte_is_a_length() -> None:
     parser.feed(b"\x3f")
     assert parser.begun
     assert parser.missing == 3
+
+
+def fill(parser: OneShotParser, data: bytes) -> int:
+    """Read as much as there is space for; return how much that was."""
+    with parser.space() as space:
+        count = min(len(space), len(data))
+        space[:count] = data[:count]
+    parser.filled(count)
+    return count
+
+
+@pytest.mark.parametrize("first", [b"", b"the first bytes"])
+def test_an_announcement_alone_orders_little_memory(first: bytes) -> None:
+    tracemalloc.start()
+    try:
+        parser = OneShotParser(2**30 - 1)
+        parser.feed(LENGTH.pack(64 * 2**20) + first)
+        parser.space().release()
+        assert parser.missing == 64 * 2**20 - len(first)
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_space_grows_with_what_has_come_and_never_past_the_end() -> None:
+    size = 5_000_001
+    payload = bytes(at % 251 for at in range(size))
+    parser = OneShotParser(size)
+    parser.feed(LENGTH.pack(size))
+    have, steps = 0, 0
+    while not parser.complete:
+        with parser.space() as space:
+            assert 0 < len(space) <= parser.missing
+            assert len(space) <= max(2**20, have)  # at most as much again as there is
+        have += fill(parser, payload[have:])
+        steps += 1
+    assert parser.payload == payload
+    assert steps < 10
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 400_000)), max_size=12))
+def test_a_long_request_may_be_fed_and_read_in_turns(pieces: list[tuple[bool, int]]) -> None:
+    size = 1_000_000
+    payload = bytes(range(250)) * (size // 250)
+    parser = OneShotParser(size)
+    parser.feed(LENGTH.pack(size))
+    have = 0
+    for fed, count in [*pieces, (True, size)]:
+        part = payload[have : have + count]
+        if fed:
+            parser.feed(part)
+            have += len(part)
+        else:
+            have += fill(parser, part)
+        assert parser.missing == size - have
+    assert parser.complete
+    assert parser.payload == payload
+    assert parser.excess == b""
 
 
 @pytest.mark.parametrize(
@@ -252,6 +312,12 @@ def test_a_record_is_laid_out_as_its_table_says() -> None:
     data = encode_record(Kind.DRAIN, {"grace": 1})
     assert struct.unpack("!IB", data[:5]) == (len(data) - 5, Kind.DRAIN)
     assert json.loads(data[5:]) == {"grace": 1}
+
+
+def test_a_text_in_a_record_is_cut_at_its_front() -> None:
+    story = "".join(f"line {number}\n" for number in range(10_000))
+    (record,) = RecordParser().feed(encode_record(Kind.LOAD_FAILED, {"message": "x" * MAX_TEXT, "traceback": story}))
+    assert record.fields == {"message": "x" * MAX_TEXT, "traceback": story[-MAX_TEXT:]}
 
 
 # ---- jobs and results ----
