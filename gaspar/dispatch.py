@@ -70,7 +70,7 @@ class Dispatcher:
         self._lost: dict[int, Job] = {}  # begun by a consumer that died; a result may still come
         self._auto = depth == AUTO_DEPTH
         self.depth = MIN_AUTO_DEPTH if self._auto else depth
-        self._mean_run = 1000.0  # microseconds
+        self._mean_run = AUTO_WORK  # microseconds
         # level n: the consumers with n jobs in flight, the one that came there first, first;
         # the last level: those that get nothing now (full, stalled, retiring)
         self._levels: list[dict[int, _Consumer]] = [{} for _ in range(max(self.depth, MAX_AUTO_DEPTH) + 1)]

@@ -1,46 +1,37 @@
-"""The front's process: clients in, jobs out, results in, replies out.
+"""The front's process: requests from the reception out as jobs, results in, replies to their clients.
 
-One hub, no thread. What can be done at once is done in the hub's callbacks: accept, dispatch, send to
-consumers, drain results, reply.
+One hub, no thread. What can be done at once is done in the hub's callbacks: dispatch, send to consumers,
+drain results, reply. It also hears from the supervisor which consumers come, go and retire.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
-import resource
 import socket
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import zmq
 
 from . import green
 from .dispatch import PATIENCE, Dispatcher, Job
-from .errors import Code, Failure, Overloaded, failure
+from .errors import Code, Failure, failure
 from .limits import Limits
 from .links import ConsumerLink, Results
-from .oneshot import OneShot, UnixOneShot
 from .process import Lifeline, keep_only
+from .reception import Reception, raise_file_limit
 from .scoreboard import JOB, Scoreboard
 from .wire import Kind, Record, Result, generation_of
 
 log = logging.getLogger(__name__)
 
-_BATCH = 64  # connections accepted, or results taken, before others have their turn
+_BATCH = 64  # results taken before consumers are given more
 _SETTLE = 0.02  # seconds that a dead consumer's last results have to come through 0MQ
-_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_ACCEPT_PAUSE = 0.1  # seconds without accepting when descriptors have run out
 _WAITED = 0.01  # seconds; a client that has waited for longer is looked at before its job is sent
-_OWN_FILES = 200  # descriptors kept for listeners, consumers' links and the like
 _SHORTEST_REST, _LONGEST_REST = 0.0002, 0.001  # seconds
 _TICK = 0.05  # seconds between looks while draining
 _OCCUPIED_LOOK = 0.005  # seconds between looks at consumers that still run jobs of a front that died
 _NO_CONSUMER = 10.0  # seconds that requests wait while there is no consumer at all
-_STALE = 1.0  # seconds without a byte after which a stop does not wait for a request any more
 
 
 def main(
@@ -53,23 +44,11 @@ def main(
 ) -> int:
     """Be a front: serve until drained. Returns the exit code."""
     keep_only([lifeline.fileno(), *(each.fileno() for each in listeners)], files=False)
-    _raise_file_limit()
+    raise_file_limit()
     green.start()
     front = Front(folder, scoreboard, limits, generation, lifeline)
     front.serve(listeners)
     return 0
-
-
-def _raise_file_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS: "infinity" is more than it gives
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _affordable_connections() -> int:
-    """Say how many clients the file limit allows, beside what the front needs itself."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, (2**20 if soft == resource.RLIM_INFINITY else soft) - _OWN_FILES)
 
 
 class Front:
@@ -78,33 +57,23 @@ class Front:
     def __init__(
         self, folder: str, scoreboard: Scoreboard, limits: Limits, generation: int, lifeline: Lifeline
     ) -> None:
-        self.limits = limits
-        self.busy: set[OneShot] = set()
+        self._limits = limits
         self._folder = folder
         self._scoreboard = scoreboard
         self._generation = generation
         self._lifeline = lifeline
         self._dispatcher = Dispatcher(generation, limits.depth)
+        self._reception = Reception(limits, self._dispatcher, self._on_requests)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._results = Results(self._context, folder, generation)
         self._links: dict[int, ConsumerLink] = {}
         self._pids: dict[int, int] = {}
         self._slots: dict[int, int] = {}
-        self._stop_accepting: list[Callable[[], None]] = []
         self._watching = False  # the next look at overdue jobs is scheduled
-        self._max_bytes = max(limits.max_waiting_bytes, limits.max_message)
-        # never the last descriptors: libzmq aborts when it gets none
-        self._max_connections = min(limits.max_connections or sys.maxsize, _affordable_connections())
-        self._unsent_bytes = 0  # of replies that clients have not taken
-        self._pressed = False  # too many of them: no job is sent
-        self._reading_bytes = 0  # of requests that are announced and not complete
-        self._connections = 0
-        self._refusing = False  # said so
         self._expiry: float | None = None  # when the next look at who waited too long is due
         self._alone_since = green.monotonic()  # since when there is no consumer
         self._occupied: dict[int, memoryview] = {}  # slots of consumers that run jobs of a front that died
-        self._said_full = False  # that more clients come than may be connected
         self._orphaned = False
         self._retiring: set[int] = set()
         self._draining = False
@@ -115,99 +84,17 @@ class Front:
         """Serve until told to drain and drained, or until the grace is over."""
         green.watch(self._results.fileno(), self._on_results)
         self._listen_to_parent()
-        self._listeners = listeners
-        for listener in listeners:
-            self._start_accepting(listener)
+        self._reception.open(listeners)
         self._lifeline.send(Kind.READY)
         self._on_results()  # the descriptor is edge-triggered: what came before would wait for ever
         self._done.wait()
 
-    # ---- clients in ----
+    # ---- jobs out ----
 
-    def _start_accepting(self, listener: socket.socket) -> None:
-        kind = UnixOneShot if listener.family == socket.AF_UNIX else OneShot
-        stop = green.watch(listener.fileno(), lambda: self._on_accept(listener, kind, _BATCH))
-        self._stop_accepting.append(stop)
-
-    def _on_accept(self, listener: socket.socket, kind: type[OneShot], most: int) -> None:
-        for _ in range(most):
-            if self._connections >= self._max_connections:
-                self._pause_accepting(f"{self._connections} are connected (--max-connections, or the file limit)")
-                break
-            try:
-                sock, peer = listener.accept()
-            except BlockingIOError:
-                break
-            except ConnectionError:
-                continue
-            except OSError as error:
-                if error.errno not in _NO_DESCRIPTORS:
-                    raise
-                self._pause_accepting(str(error.strerror))
-                green.later(_ACCEPT_PAUSE, self._resume_accepting)
-                break
-            self._connections += 1
-            kind(self, sock, peer).begin()
+    def _on_requests(self) -> None:
+        """Requests may have come in, or what held them back is gone."""
         self._pump()
         self._rest()
-
-    def _pause_accepting(self, why: str) -> None:
-        """Accept no client until one leaves, or after a pause."""
-        if not self._said_full:
-            log.warning("clients wait in the kernel's backlog: %s", why)
-            self._said_full = True
-        self._stop_all_accepting()
-
-    def _stop_all_accepting(self) -> None:
-        for stop in self._stop_accepting:
-            stop()
-        self._stop_accepting.clear()
-
-    def _resume_accepting(self) -> None:
-        if not self._draining and not self._stop_accepting and self._connections < self._max_connections:
-            for listener in self._listeners:
-                self._start_accepting(listener)
-
-    def closed(self) -> None:
-        """A client's connection is gone."""
-        self._connections -= 1
-        if not self._stop_accepting:
-            self._resume_accepting()
-
-    def admit(self, size: int) -> None:
-        """Let a request of so many bytes come in.
-
-        Raises:
-            Overloaded: too many requests, or bytes of them, wait already.
-        """
-        held = self._dispatcher.waiting_bytes + self._reading_bytes
-        if self._dispatcher.waiting >= self.limits.max_waiting and not self._dispatcher.has_room:
-            text = f"{self._dispatcher.waiting} requests wait, {self.limits.max_waiting} allowed (--max-waiting)"
-        elif held + size > self._max_bytes:
-            allowed = f"{self._max_bytes} allowed (--max-waiting-bytes)"
-            text = f"requests of {held} bytes wait or are being read, {size} more announced, {allowed}"
-        else:
-            self._reading_bytes += size
-            self._refusing = False
-            return
-        if not self._refusing:
-            log.warning("overloaded: %s; more are refused", text)
-            self._refusing = True
-        raise Overloaded(text)
-
-    def withdraw(self, size: int) -> None:
-        """A request that was admitted will never be complete."""
-        self._reading_bytes -= size
-
-    def submit(self, payload: bytes | bytearray, client: OneShot) -> None:
-        """A client's request is complete."""
-        self._reading_bytes -= len(payload)
-        self._dispatcher.submit(payload, client, green.monotonic())
-        if client in self.busy:  # it comes from its green thread, not from a batch
-            self.busy.discard(client)
-            self._pump()
-
-    # ---- jobs out ----
 
     def _pump(self) -> None:
         """Deal out what waits; let idle consumers have what others have not begun."""
@@ -223,34 +110,13 @@ class Front:
         if not self._watching and dispatcher.watched:
             self._watching = True
             green.later(PATIENCE, self._on_patience_over)
-
-        oldest = dispatcher.oldest if self.limits.max_wait or not self._links else None
+        oldest = dispatcher.oldest if self._limits.max_wait or not self._links else None
         if oldest is not None and self._expiry is None:
             self._schedule_expiry(oldest)
 
-    def owe(self, size: int) -> None:
-        """A reply of so many bytes is held until its client has taken it; negative: it is let go."""
-        self._unsent_bytes += size
-        if size < 0 and self._pressed and self._unsent_bytes <= self._max_bytes:
-            self._pressed = False
-            self._pump()
-
-    def _on_pressure(self) -> None:
-        """Too many bytes of replies are held: clients that take nothing of theirs are let go."""
-        if not self._pressed:
-            return
-        now = green.monotonic()
-        for client in [each for each in self.busy if not each.reading and now - each.moved > _STALE]:
-            log.warning("%s: takes nothing of its reply while %d bytes are held", client, self._unsent_bytes)
-            client.abort()
-        green.later(_TICK, self._on_pressure)
-
     def _send_assigned(self) -> None:
         now = green.monotonic()
-        if self._unsent_bytes > self._max_bytes:
-            if not self._pressed:
-                self._pressed = True
-                self._on_pressure()
+        if self._reception.holds_too_much():
             return
         while pairs := self._dispatcher.assign(now):
             left = False
@@ -266,16 +132,18 @@ class Front:
 
     def _schedule_expiry(self, oldest: float) -> None:
         """Look again when the oldest waiting job has waited for as long as it may."""
-        wait = self.limits.max_wait or _NO_CONSUMER
+        wait = self._limits.max_wait or _NO_CONSUMER
         self._expiry = max(oldest + wait, green.monotonic()) + 0.001
         green.later(self._expiry - green.monotonic(), self._on_expiry)
 
     def _on_expiry(self) -> None:
         self._expiry = None
         now = green.monotonic()
-        if self.limits.max_wait:
-            for job in self._dispatcher.expire(now - self.limits.max_wait):
-                text = f"waited {now - job.arrived:.3f} s for a consumer, {self.limits.max_wait:g} allowed (--max-wait)"
+        if self._limits.max_wait:
+            for job in self._dispatcher.expire(now - self._limits.max_wait):
+                text = (
+                    f"waited {now - job.arrived:.3f} s for a consumer, {self._limits.max_wait:g} allowed (--max-wait)"
+                )
                 log.warning("request %d of %s: %s", job.number, job.client, text)
                 job.client.fail(failure(Code.TIMEOUT, text))
         if not self._links and now - self._alone_since >= _NO_CONSUMER:
@@ -432,7 +300,7 @@ class Front:
             why = failure(Code.TIMEOUT, text, stack=end["stack"])
         else:
             text = f"its consumer (pid {end['pid']}) ended: {end['exit']}{end.get('used', '')}"
-            if job.tries < self.limits.retries:
+            if job.tries < self._limits.retries:
                 log.warning("request %d of %s: %s; trying again", job.number, job.client, text)
                 self._dispatcher.retry(job)
                 self._pump()
@@ -450,35 +318,29 @@ class Front:
             return
         self._draining = True
         self._drain_end = green.monotonic() + grace
-        self._stop_all_accepting()
-        for listener in self._listeners:
-            kind = UnixOneShot if listener.family == socket.AF_UNIX else OneShot
-            self._on_accept(listener, kind, most=1_000_000)
-            listener.close()
+        self._reception.close()
         self._on_tick()
 
     def _on_orphaned(self) -> None:
         self._orphaned = True
-        self._drain(self.limits.grace)
+        self._drain(self._limits.grace)
 
     def _on_tick(self) -> None:
         now = green.monotonic()
         if now >= self._drain_end:
-            left = self._dispatcher.pending + len(self.busy)
+            left = self._dispatcher.pending + len(self._reception.busy)
             if left:
                 log.warning("%d requests were not finished within the grace", left)
             self._done.open()
             return
-        for client in list(self.busy):
-            if client.reading and now - client.moved > _STALE:
-                client.abort()
+        self._reception.end_stale_readers(now)
         if self._orphaned:
             self._look_for_consumers()
         self._look_if_drained()
         green.later(_TICK, self._on_tick)
 
     def _look_if_drained(self) -> None:
-        if self._draining and not self._dispatcher.pending and not self.busy:
+        if self._draining and not self._dispatcher.pending and not self._reception.busy:
             self._done.open()
 
     def _look_for_consumers(self) -> None:
