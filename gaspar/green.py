@@ -13,7 +13,7 @@ os.environ.setdefault("EVENTLET_NO_GREENDNS", "yes")  # the front looks up no na
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")  # docs/design.rst says why we use it
     import eventlet
-    from eventlet import event, hubs
+    from eventlet import event, greenthread, hubs
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def spawn(function: Callable[..., None], *args: Any) -> Any:
     def run() -> None:
         try:
             function(*args)
+        except greenthread.greenlet.GreenletExit:
+            pass  # killed; eventlet would keep the traceback, and with it all that the function held
         except Exception:
             log.exception("unexpected error")
 
