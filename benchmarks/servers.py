@@ -110,6 +110,16 @@ class Server:
                 times.append(process.cpu_times())
         return sum(each.user + each.system for each in times)
 
+    @property
+    def pid(self) -> int:
+        """The process that was started: the parent of the others."""
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard output and error so far."""
+        return self._read_log().decode(errors="replace")
+
     def pss(self) -> int:
         """Return the memory of its processes in bytes; a page counts in equal parts for all that map it."""
         sizes = []

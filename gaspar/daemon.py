@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import address, forker, systemd
+from . import address, folders, forker, systemd
 from .address import Address
 from .consumer import Consumer
 from .errors import BindError, HandlerLoadError
 from .limits import MAX_PROCESSES, Limits
-from .process import FRONT_LOCK, Lifeline, fork, hold, is_held
+from .process import Lifeline, fork
 from .scoreboard import Scoreboard
 from .supervisor import Exit, Supervisor
 from .wire import Kind
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "gaspar-"
-_LOCK = "daemon.lock"  # in the private directory: held while any process of its daemon lives
 _SLOTS = 2 * MAX_PROCESSES
 
 
@@ -69,7 +65,7 @@ def serve(
         if not each.is_local:
             log.warning("%s can be reached from other machines, and the protocol has no authentication", each)
     try:
-        folder = _make_folder()
+        folder = folders.make()
     except OSError as error:
         log.error("cannot start: no private directory can be made (TMPDIR): %s", error)
         _close_all(listeners, files)
@@ -81,6 +77,7 @@ def serve(
         limits=limits,
         addresses=[str(each) for each in where],
         close_listeners=partial(_close_all, listeners, files),
+        forget=partial(folders.forget_consumer, folder),
         reloadable=reloadable,
         notify=systemd.notify,
         caller=caller,
@@ -108,7 +105,7 @@ def check(load: Callable[[], Consumer], limits: Limits) -> Iterator[Found]:
     Raises:
         HandlerLoadError: one of the two failed.
     """
-    folder = _make_folder()
+    folder = folders.make()
     began = time.monotonic()
     child = fork(partial(_forker, load, folder, Scoreboard(1), limits, []), "gaspar:forker")
     try:
@@ -147,7 +144,7 @@ def _front(
     generation: int,
     lifeline: Lifeline,
 ) -> int:
-    hold(f"{folder}/{FRONT_LOCK}")  # at once: importing eventlet takes a while
+    folders.hold(folders.front_lock(folder))  # at once: importing eventlet takes a while
     from . import front
 
     return front.main(listeners, folder, scoreboard, limits, generation, lifeline)
@@ -164,29 +161,6 @@ def _forker(
     for listener in listeners:
         listener.close()
     return forker.main(load, folder, scoreboard, limits, lifeline)
-
-
-def _make_folder() -> str:
-    """Make the private directory; remove those of daemons that were killed with all their processes."""
-    parent = _short_folder()
-    for old in glob.glob(os.path.join(glob.escape(parent), _PREFIX + "*")):
-        lock = os.path.join(old, _LOCK)
-        with contextlib.suppress(OSError):
-            if os.stat(lock).st_uid == os.geteuid() and not is_held(lock):
-                shutil.rmtree(old, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-    lock = os.path.join(folder, _LOCK)
-    hold(lock + ".new")  # by all of this daemon's processes, which inherit it
-    os.rename(lock + ".new", lock)  # nobody sees it before it is held
-    return folder
-
-
-def _short_folder() -> str:
-    """Return where the private directory goes: a Unix address in it has to fit into 108 bytes."""
-    for folder in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
-        if folder and len(os.fsencode(folder)) <= 60 and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    return tempfile.gettempdir()
 
 
 def _close_all(listeners: list[socket.socket], files: list[str]) -> None:

@@ -24,16 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from .consumer import Consumer, describe, one_line, run
 from .errors import HandlerLoadError
+from .folders import front_lock, is_held
 from .limits import Limits
 from .process import (
-    FRONT_LOCK,
     Child,
     Lifeline,
     Wakeup,
     describe_exit,
     die_with_parent,
     fork,
-    is_held,
     keep_only,
     wait_readable,
 )
@@ -205,7 +204,7 @@ class Forker:
 
     def _look_after_orphans(self, now: float) -> None:
         """Without a supervisor: stay while the front needs the consumers, at most for the grace."""
-        if not self._leaving and (now >= self._orphan_end or not is_held(f"{self._folder}/{FRONT_LOCK}")):
+        if not self._leaving and (now >= self._orphan_end or not is_held(front_lock(self._folder))):
             self._leave()
         if now >= self._orphan_end:
             self._kill_all()

@@ -274,11 +274,13 @@ class Front:
         if not self._links:
             self._alone_since = green.monotonic()
         self._pids.pop(number)
-        outbox = self._scoreboard.outbox(self._slots.pop(number))
+        slot = self._slots.pop(number)
+        outbox = self._scoreboard.outbox(slot)
+        running = end["job"] or self._scoreboard.slot(slot)[JOB]  # its forker may have died with it
         self._occupied.pop(number, None)
         self._retiring.discard(number)
         begun = self._dispatcher.lose_consumer(number, link.drain())
-        link.close(gone=True)
+        link.close()
 
         def give_up(job: Job) -> None:
             self._on_results()
@@ -286,10 +288,10 @@ class Front:
                 self._on_lost(job, end)
 
         for job in begun:
-            if job.number == end["job"]:
-                give_up(job)
-            elif result := outbox.find(job.number):
+            if result := outbox.find(job.number):
                 self._take([result])
+            elif job.number == running:
+                give_up(job)
             else:  # it had ended, with a long reply: that may be on its way
                 green.later(_SETTLE, lambda job=job: give_up(job))  # type: ignore[misc]
 

@@ -12,18 +12,11 @@ import os
 
 import zmq
 
+from .folders import claims_path, jobs_path, results_path
 from .wire import APART, CLAIM, JOB, RESULT, Result, generation_of
 
 _LINGER = 1000  # milliseconds that a leaving consumer's last results have to get out
 _READ_ALL = 4096  # bytes; many more than `depth` claims
-
-
-def _endpoint(folder: str, name: str) -> str:
-    return f"ipc://{folder}/{name}"
-
-
-def _claims_path(folder: str, number: int) -> str:
-    return f"{folder}/c{number}.claims"
 
 
 def _read_claim(fd: int) -> int:
@@ -45,10 +38,10 @@ class Results:
         self._socket = context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, 0)  # bounded by depth x consumers
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(_endpoint(folder, f"f{generation}"))
+        self._socket.bind("ipc://" + results_path(folder, generation))
         for old in range(1, generation):  # 0MQ leaves its files behind
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{folder}/f{old}")
+                os.unlink(results_path(folder, old))
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when there is something; edge-triggered, so `drain` first."""
@@ -86,12 +79,11 @@ class ConsumerLink:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str, number: int) -> None:
         # read and write, so that claims outlive the consumer and writing never raises EPIPE
-        self._claims = os.open(_claims_path(folder, number), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._path = _claims_path(folder, number)
+        self._claims = os.open(claims_path(folder, number), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._socket = context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # bounded by depth
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(_endpoint(folder, f"c{number}"))
+        self._socket.connect("ipc://" + jobs_path(folder, number))
 
     def send(self, number: int, payload: bytes | bytearray) -> None:
         """Send a job; its claim goes first, so that a consumer never sees a job without its claim."""
@@ -114,14 +106,10 @@ class ConsumerLink:
             return []
         return [number for (number,) in CLAIM.iter_unpack(data)]
 
-    def close(self, *, gone: bool) -> None:
-        """Close; if the consumer is gone for good, remove its pipe."""
+    def close(self) -> None:
+        """Close."""
         self._socket.close()
         os.close(self._claims)
-        if gone:
-            for path in (self._path, self._path.removesuffix(".claims")):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
 
 
 # ---- the consumer's end ----
@@ -135,7 +123,7 @@ class ConsumerEnd:
     """
 
     def __init__(self, folder: str, number: int, watched: int) -> None:
-        path = _claims_path(folder, number)
+        path = claims_path(folder, number)
         os.mkfifo(path, 0o600)
         self._claims = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._folder = folder
@@ -143,7 +131,7 @@ class ConsumerEnd:
         self._jobs = self._context.socket(zmq.PULL)
         self._jobs.setsockopt(zmq.RCVHWM, 0)
         self._jobs.setsockopt(zmq.LINGER, 0)
-        self._jobs.bind(_endpoint(folder, f"c{number}"))
+        self._jobs.bind("ipc://" + jobs_path(folder, number))
         self._results: zmq.Socket[bytes] | None = None
         self._front = -1  # the generation of the front that `_results` is connected to
         self._claim = 0  # a number that was read and whose job has not come yet
@@ -197,7 +185,7 @@ class ConsumerEnd:
             self._results = self._context.socket(zmq.PUSH)
             self._results.setsockopt(zmq.SNDHWM, 0)
             self._results.setsockopt(zmq.LINGER, _LINGER)
-            self._results.connect(_endpoint(self._folder, f"f{generation}"))
+            self._results.connect("ipc://" + results_path(self._folder, generation))
             self._front = generation
         return self._results
 

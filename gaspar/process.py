@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import logging
 import os
 import select
@@ -253,26 +252,6 @@ def _open_descriptors() -> list[int]:
         with contextlib.suppress(OSError):
             return [int(name) for name in os.listdir(folder)]
     return list(range(3, 1024))
-
-
-FRONT_LOCK = "front.lock"  # in the private directory: held by the front while it lives
-
-
-def hold(path: str) -> int:
-    """Hold a lock file until this process ends, however it ends. Returns its descriptor. flock(2)."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return fd
-
-
-def is_held(path: str) -> bool:
-    """True while some process holds the lock file."""
-    with contextlib.suppress(FileNotFoundError), open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 class Wakeup:

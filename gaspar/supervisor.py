@@ -117,6 +117,8 @@ class _Forker:
     """One generation of code, and the process that holds it."""
 
     child: Child
+    forked: float  # seconds, monotonic
+    gone: bool = False  # reaped
     loaded: bool = False
     leaving: bool = False
     stopped_since: float = 0.0  # somebody sent SIGSTOP; 0: it runs
@@ -128,6 +130,7 @@ class _Front:
 
     child: Child
     forked: float
+    gone: bool = False
     ready: bool = False
     stopped_since: float = 0.0
 
@@ -140,6 +143,7 @@ class Supervisor:
         forker: what a forker's process runs.
         addresses: where the daemon listens, for the log and the caller.
         close_listeners: closes this process's listening sockets and removes their files.
+        forget: removes the files of a consumer that has ended, by its number.
         reloadable: the handler has a name and can be loaded anew.
         caller: the lifeline to the program that started the daemon, if there is one.
         notify: tells the service manager a state, as sd_notify(3) does.
@@ -152,6 +156,7 @@ class Supervisor:
         limits: Limits,
         addresses: list[str],
         close_listeners: Callable[[], None],
+        forget: Callable[[int], None],
         reloadable: bool = True,
         caller: Lifeline | None = None,
         notify: Callable[[str], None] = lambda state: None,
@@ -161,6 +166,7 @@ class Supervisor:
         self._limits = limits
         self._addresses = addresses
         self._close_listeners = close_listeners
+        self._forget = forget
         self._reloadable = reloadable
         self._caller = caller
         self._notify = notify
@@ -176,7 +182,6 @@ class Supervisor:
         self._forkers: dict[int, _Forker] = {}  # by generation
         self._forker_generation = 0
         self._forker_backoff = Backoff()
-        self._forker_forked = 0.0
         self._forker_due: float | None = None
         self._roster = Roster(limits.processes)
         self._reloading = 0.0  # since when; 0: no reload is under way
@@ -239,7 +244,7 @@ class Supervisor:
                 if forker.loaded:
                     self._order(forker, Kind.LEAVE)
                 else:  # it loads, and hears nothing
-                    os.kill(forker.child.pid, signal.SIGKILL)
+                    self._kill(forker)
         elif self._state is State.KILLING:
             self._kill_all(now)
 
@@ -247,11 +252,11 @@ class Supervisor:
         self._deadline = now + 1.0
         self._close_listeners()
         if self._front:
-            os.kill(self._front.child.pid, signal.SIGKILL)
+            self._kill(self._front)
         for forker in self._forkers.values():
             # a forker that listens kills its consumers' whole process groups
             if not (forker.loaded and not forker.stopped_since and forker.child.lifeline.send(Kind.STOP)):
-                os.kill(forker.child.pid, signal.SIGKILL)
+                self._kill(forker)
 
     def _say_ready(self, now: float) -> None:
         pids = [each.pid for each in self._roster.ready]
@@ -304,6 +309,8 @@ class Supervisor:
         if self._reloadable:
             log.info("reloading: loading the handler anew")
             self._start_forker()
+            if self._roster.generation not in self._forkers:  # no old code to go on with, nor to wait for
+                self._roster.generation = self._forker_generation
         else:
             log.info("reloading: the handler is an object and cannot be loaded anew; its consumers are forked afresh")
             for each in self._roster:
@@ -317,7 +324,7 @@ class Supervisor:
             if forker := self._forkers.get(generation):
                 forker.leaving = True
                 if not forker.child.lifeline.send(Kind.STOP):
-                    os.kill(forker.child.pid, signal.SIGKILL)
+                    self._kill(forker)
         else:
             took = time.monotonic() - self._reloading
             log.info("reloaded in %.2f s: consumers %s", took, ", ".join(str(each.pid) for each in self._roster.ready))
@@ -417,6 +424,7 @@ class Supervisor:
     def _on_consumer_gone(self, fields: dict[str, Any]) -> None:
         slowed = self._roster.backoff.slowed
         entry = self._roster.on_gone(fields["number"], fields["given"], time.monotonic())
+        self._forget(fields["number"])
         if entry is None:
             return
         if self._front:
@@ -433,17 +441,20 @@ class Supervisor:
 
     # ---- processes ----
 
+    def _kill(self, child: _Front | _Forker) -> None:
+        if not child.gone:  # once reaped, its pid may be another's
+            os.kill(child.child.pid, signal.SIGKILL)
+
     def _order(self, child: _Front | _Forker, kind: Kind, **fields: Any) -> None:
         """Tell a child what to do. One that has taken no order for long is ended: it would miss this one."""
         if not child.child.lifeline.send(kind, **fields):
-            os.kill(child.child.pid, signal.SIGKILL)
+            self._kill(child)
 
     def _start_forker(self) -> None:
         self._forker_due = None
-        self._forker_forked = time.monotonic()
         self._forker_generation += 1
         child = fork(self._forker_main, "gaspar:forker", close=self._others())
-        self._forkers[self._forker_generation] = _Forker(child)
+        self._forkers[self._forker_generation] = _Forker(child, time.monotonic())
 
     def _start_front(self) -> None:
         self._front_due = None
@@ -475,6 +486,7 @@ class Supervisor:
                 self._on_child_gone(child, describe_exit(status))
 
     def _on_child_gone(self, child: _Front | _Forker, ended: str) -> None:
+        child.gone = True
         self._hear(child.child.lifeline)  # what it said last
         child.child.lifeline.close()
         if isinstance(child, _Front):
@@ -508,10 +520,11 @@ class Supervisor:
             now = time.monotonic()
             log.error("forker (pid %d) ended: %s; starting another", forker.child.pid, ended)
             if generation == self._roster.generation:
-                self._forker_due = now + self._forker_backoff.died(now - self._forker_forked, useful=False)
+                self._forker_due = now + self._forker_backoff.died(now - forker.forked, useful=False)
         for each in self._roster.of(generation):  # they end with it
             gone = "SIGKILL, with its forker"
             self._roster.on_gone(each.number, True, time.monotonic())
+            self._forget(each.number)
             if self._front:
                 self._order(
                     self._front, Kind.CONSUMER_GONE, number=each.number, pid=each.pid, exit=gone, job=0, given=True
@@ -556,7 +569,7 @@ class Supervisor:
             if child.stopped_since and now - child.stopped_since >= STOPPED_LIMIT:
                 log.error("process %d was stopped by somebody for %g s: killing it", child.child.pid, STOPPED_LIMIT)
                 child.stopped_since = 0.0
-                os.kill(child.child.pid, signal.SIGKILL)
+                self._kill(child)
         if self._deadline is not None and now >= self._deadline:
             self._too_late(now)
         if not self._front and not self._forkers and self._front_due is None and self._forker_due is None:
@@ -566,7 +579,7 @@ class Supervisor:
         if self._state is State.KILLING:
             self._deadline = now + 1.0
             for child in self._children():
-                os.kill(child.child.pid, signal.SIGKILL)
+                self._kill(child)
         else:
             log.warning("%s took too long: ending what is left", self._state.value)
             self._happened(Event.LATE)

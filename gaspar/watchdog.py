@@ -6,6 +6,7 @@ look, kill and reap without a race.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -170,9 +171,12 @@ class MemoryWatch:
     def __init__(self, pid: int, limit: int, now: float) -> None:
         import psutil
 
-        self._process: Any = psutil.Process(pid)
+        self._errors = (OSError, psutil.Error)
         self._limit = limit
-        self._first = self._private()
+        self._first = 0
+        with contextlib.suppress(*self._errors):  # it has ended already
+            self._process: Any = psutil.Process(pid)
+            self._first = self._private()
         self.next_look = now + _MEMORY_LOOK
 
     def _private(self) -> int:
@@ -181,9 +185,11 @@ class MemoryWatch:
     def look(self, now: float) -> tuple[str, bool]:
         """Returns what is wrong, "" if nothing, and whether the consumer is to be killed at once."""
         self.next_look = now + _MEMORY_LOOK
+        if not self._first:
+            return "", False
         try:
             grown = self._private() - self._first
-        except OSError:  # it is ending
+        except self._errors:  # it is ending
             return "", False
         if grown <= self._limit:
             return "", False

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from gaspar.folders import forget_consumer
 from gaspar.links import ConsumerEnd, ConsumerLink, Results
 from gaspar.process import Lifeline, describe_exit, fork, wait_readable
 from gaspar.wire import APART, CLAIM, JOB, MAX_U32, Kind, Result, job_number
@@ -67,7 +68,7 @@ class Ends:
         return got
 
     def close(self) -> None:
-        self.link.close(gone=True)
+        self.link.close()
         self.results.close()
         self.context.term()
         self.end.close()
@@ -188,7 +189,7 @@ def test_each_job_is_run_or_taken_back_and_none_both(folder: str) -> None:
                 assert wait_readable([results.fileno()], TIMEOUT)
         assert sorted(run + back) == [n(counter) for counter in range(1, count + 1)]
         assert run == sorted(run)
-        link.close(gone=False)
+        link.close()
         results.close()
     child.lifeline.close()
     assert describe_exit(os.waitpid(child.pid, 0)[1]) == "exit status 0"
@@ -216,7 +217,8 @@ def test_an_unbegun_job_outlives_its_consumer_in_the_pipe(folder: str) -> None:
         os.waitpid(child.pid, 0)
         link.send(n(4), b"")  # nobody has said yet that it is dead
         assert link.drain() == [n(2), n(3), n(4)]
-        link.close(gone=True)
+        link.close()
+    forget_consumer(folder, CONSUMER)
     child.lifeline.close()
     assert list(Path(folder).glob("*.claims")) == []
 
@@ -245,7 +247,7 @@ def test_a_claim_that_was_read_for_a_dead_fronts_job_is_dropped(ends: Ends) -> N
         os.close(claims)
         ends.end.wait()
         assert ends.end.recv() is None
-        old.close(gone=False)
+        old.close()
     ends.link.send(n(1), b"1")
     assert ends.recv() == (n(1), b"1")
 
@@ -298,7 +300,7 @@ def test_a_job_of_an_old_front_is_run_and_its_result_disturbs_nobody(ends: Ends)
         old = ConsumerLink(context, ends.folder, CONSUMER)
         old.send(n(1, GENERATION - 1), b"old")
         assert ends.recv() == (n(1, GENERATION - 1), b"old")
-        old.close(gone=False)
+        old.close()
     ends.end.send(n(1, GENERATION - 1), 0, 0, 0, b"to nobody")
     ends.link.send(n(1), b"new")
     assert ends.recv() == (n(1), b"new")
@@ -429,7 +431,8 @@ def test_a_dead_consumer_leaves_no_file_when_its_front_closes_for_good(folder: s
         os.waitpid(child.pid, 0)
         child.lifeline.close()
         assert sorted(os.listdir(folder)) == [f"c{CONSUMER}", f"c{CONSUMER}.claims"]
-        link.close(gone=True)
+        link.close()
+    forget_consumer(folder, CONSUMER)
     assert os.listdir(folder) == []
 
 
@@ -447,13 +450,11 @@ def descriptors_of(path: str) -> int:
     return count
 
 
-def test_a_front_that_closes_its_end_for_good_leaves_no_pipe(ends: Ends) -> None:
+def test_a_front_that_closes_its_end_holds_no_descriptor_of_it(ends: Ends) -> None:
     path = f"{ends.folder}/c{CONSUMER}.claims"
     before = descriptors_of(path)
     with zmq.Context() as context:
         link = ConsumerLink(context, ends.folder, CONSUMER)
         assert descriptors_of(path) == before + 1
-        link.close(gone=False)
+        link.close()
         assert descriptors_of(path) == before
-        ConsumerLink(context, ends.folder, CONSUMER).close(gone=True)
-    assert not os.path.exists(path)

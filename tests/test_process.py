@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gaspar import process
+from gaspar.folders import hold, is_held
 from gaspar.process import (
     EXIT_CRASHED,
     Child,
@@ -23,8 +24,6 @@ from gaspar.process import (
     describe_exit,
     die_with_parent,
     fork,
-    hold,
-    is_held,
     keep_only,
     wait_readable,
 )
