@@ -15,7 +15,7 @@ from .errors import BadFrame, TooBig
 # ---- one-shot: 4-byte length, payload; the reply ends with the connection ----
 
 LENGTH = struct.Struct("!I")
-_FIRST_SPACE = 256 * 1024  # bytes
+_FIRST_SPACE = 1024 * 1024  # bytes
 MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a length is below 2**30
 
 # ---- jobs and results: native byte order, they never leave the machine ----
@@ -108,11 +108,10 @@ class OneShotParser:
                 self.excess = data[self.size :]
                 self._have = self.size
                 return
-            self._buffer = self.payload = bytearray()
         part = data[: self.missing]
         if part:
-            del self._buffer[self._have :]
-            self._buffer += part
+            self._make_room(len(part))
+            self._buffer[self._have : self._have + len(part)] = part
             self._have += len(part)
         self.excess += data[len(part) :]
 
@@ -121,9 +120,15 @@ class OneShotParser:
 
         The memory grows with what has come, so that an announcement alone orders little.
         """
-        if len(self._buffer) == self._have:
-            self._buffer += bytes(min(self.size, max(_FIRST_SPACE, 2 * self._have)) - self._have)
+        self._make_room(1)
         return memoryview(self._buffer)[self._have :]
+
+    def _make_room(self, count: int) -> None:
+        needed = self._have + count
+        if needed > len(self._buffer):
+            larger = bytearray(min(self.size, max(_FIRST_SPACE, 2 * self._have, needed)))
+            larger[: self._have] = memoryview(self._buffer)[: self._have]
+            self.payload = self._buffer = larger
 
     def filled(self, count: int) -> None:
         """Say that `count` bytes were read into `space()`."""
