@@ -126,7 +126,7 @@ def _check(load: Callable[[], Consumer], limits: Limits) -> int:
     import psutil
 
     from . import daemon
-    from .supervisor import Exit
+    from .lifecycle import Exit
 
     try:
         with daemon.check(load, limits) as found:

@@ -16,10 +16,11 @@ from . import address, folders, forker, systemd
 from .address import Address
 from .consumer import Consumer
 from .errors import BindError, HandlerLoadError
+from .lifecycle import Exit
 from .limits import MAX_PROCESSES, Limits
 from .process import Lifeline, fork
 from .scoreboard import Scoreboard
-from .supervisor import Exit, Supervisor
+from .supervisor import Supervisor
 from .wire import Kind
 
 log = logging.getLogger(__name__)

@@ -1,98 +1,25 @@
-"""Keeps the processes alive and ends them in order: a pure state table, and the fork and reap loop around it.
+"""Keeps a daemon's processes as they should be, and ends them in order.
 
-Standard library only. It owns the listening sockets and never touches a client, the handler, 0MQ or
-eventlet, so that it outlives them all.
+Standard library only. It never touches a client, the handler, 0MQ or eventlet, so that it outlives them all.
+The states are lifecycle.py's, the processes children.py's, who should be there roster.py's: here they meet.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from .limits import MAX_PROCESSES, STOPPED_LIMIT, Limits
-from .process import Child, Lifeline, Wakeup, describe_exit, fork, wait_readable
+from .children import Children, Forker, Front, Main
+from .lifecycle import ALIVE, Event, Exit, State, step
+from .limits import MAX_PROCESSES, Limits
+from .process import Lifeline, Wakeup, wait_readable
 from .roster import Backoff, Entry, Roster
 from .wire import Kind
 
 log = logging.getLogger(__name__)
-
-Main = Callable[[Lifeline], int]
-
-
-class Exit(enum.IntEnum):
-    """Exit codes of the daemon, and of `gaspar-serve`."""
-
-    STOPPED = 0
-    USAGE = 2  # a wrong option or value
-    HANDLER = 3  # the handler cannot be loaded or set up
-    BIND = 4  # an address cannot be listened on
-    CRASHED = 70  # an error in gaspar itself
-
-
-class State(enum.Enum):
-    """Where a daemon is in its life."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"  # the front finishes what was accepted
-    LEAVING = "leaving"  # the front is gone, the consumers go
-    KILLING = "killing"
-    STOPPED = "stopped"
-
-
-class Event(enum.Enum):
-    """What can happen to a daemon as a whole."""
-
-    READY = "ready"  # front and all first consumers
-    FAILED = "failed"  # the handler does not load or set up
-    TERM = "term"  # asked to stop
-    QUIT = "quit"  # told to stop at once
-    DRAINED = "drained"  # the front is gone
-    LATE = "late"  # a step took longer than it may
-    EMPTY = "empty"  # no child is left
-
-
-_TABLE: dict[State, dict[Event, State]] = {
-    State.STARTING: {
-        Event.READY: State.SERVING,
-        Event.FAILED: State.KILLING,
-        Event.TERM: State.DRAINING,
-        Event.QUIT: State.KILLING,
-        Event.EMPTY: State.STOPPED,
-    },
-    State.SERVING: {
-        Event.TERM: State.DRAINING,
-        Event.QUIT: State.KILLING,
-    },
-    State.DRAINING: {
-        Event.FAILED: State.KILLING,
-        Event.TERM: State.KILLING,
-        Event.QUIT: State.KILLING,
-        Event.DRAINED: State.LEAVING,
-        Event.LATE: State.KILLING,
-        Event.EMPTY: State.STOPPED,
-    },
-    State.LEAVING: {
-        Event.FAILED: State.KILLING,
-        Event.TERM: State.KILLING,
-        Event.QUIT: State.KILLING,
-        Event.LATE: State.KILLING,
-        Event.EMPTY: State.STOPPED,
-    },
-    State.KILLING: {
-        Event.EMPTY: State.STOPPED,
-    },
-    State.STOPPED: {},
-}
-
-
-_ALIVE = (State.STARTING, State.SERVING, State.DRAINING)  # consumers that die are replaced
 
 _LEAVE_TIME = 0.25  # seconds that idle consumers have to leave, when the grace is over
 
@@ -105,34 +32,6 @@ _ORDERS: dict[int, Event | int] = {
     signal.SIGTTIN: 1,
     signal.SIGTTOU: -1,
 }
-
-
-def step(state: State, event: Event) -> State:
-    """Return the state after an event; an event that means nothing in a state leaves it as it is."""
-    return _TABLE[state].get(event, state)
-
-
-@dataclass
-class _Forker:
-    """One generation of code, and the process that holds it."""
-
-    child: Child
-    forked: float  # seconds, monotonic
-    gone: bool = False  # reaped
-    loaded: bool = False
-    leaving: bool = False
-    stopped_since: float = 0.0  # somebody sent SIGSTOP; 0: it runs
-
-
-@dataclass
-class _Front:
-    """One front."""
-
-    child: Child
-    forked: float
-    gone: bool = False
-    ready: bool = False
-    stopped_since: float = 0.0
 
 
 class Supervisor:
@@ -175,12 +74,9 @@ class Supervisor:
         self._exit = Exit.STOPPED
         self._deadline: float | None = None  # of a stop's present step
         self._drain_end = 0.0  # when the grace is over
-        self._front: _Front | None = None
-        self._front_generation = 0
+        self._children = Children([caller] if caller else [])
         self._front_backoff = Backoff()
         self._front_due: float | None = None  # when the next front is to be forked
-        self._forkers: dict[int, _Forker] = {}  # by generation
-        self._forker_generation = 0
         self._forker_backoff = Backoff()
         self._forker_due: float | None = None
         self._roster = Roster(limits.processes)
@@ -190,17 +86,17 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, serve until asked to stop, end everything. Returns the exit code."""
         self._wakeup = Wakeup([signal.SIGCHLD, *_ORDERS])
-        self._start_forker()
-        self._roster.generation = self._forker_generation
+        self._roster.generation = self._start_forker()
         self._start_front()
         while self._state is not State.STOPPED:
-            links = {link.fileno(): link for link in (self._caller, *self._lifelines()) if link}
+            links = {link.fileno(): link for link in (self._caller, *self._children.lifelines()) if link}
             ready = wait_readable([self._wakeup.fileno(), *links], self._timeout())
             for fd in ready & links.keys():
                 self._hear(links[fd])
             for signum in self._wakeup.notes():
                 self._on_signal(signum)
-            self._reap()
+            for child, ended in self._children.reap(time.monotonic()):
+                self._on_child_gone(child, ended)
             self._tick(time.monotonic())
         self._wakeup.close()
         if self._exit is Exit.STOPPED:
@@ -233,42 +129,42 @@ class Supervisor:
             self._notify("STOPPING=1")
             self._drain_end = now + self._limits.grace
             self._deadline = self._drain_end + 2.0  # the front keeps the grace itself
-            if self._front:
-                self._order(self._front, Kind.DRAIN, grace=self._limits.grace)
+            if self._children.front:
+                self._tell_front(Kind.DRAIN, grace=self._limits.grace)
             else:
                 self._happened(Event.DRAINED)
             self._close_listeners()  # the front accepts what is pending, then closes its own
         elif self._state is State.LEAVING:
             self._deadline = max(self._drain_end, now + _LEAVE_TIME)
-            for forker in self._forkers.values():
+            for forker in self._children.forkers.values():
                 if forker.loaded:
-                    self._order(forker, Kind.LEAVE)
+                    self._children.order(forker, Kind.LEAVE)
                 else:  # it loads, and hears nothing
-                    self._kill(forker)
+                    self._children.kill(forker)
         elif self._state is State.KILLING:
             self._kill_all(now)
 
     def _kill_all(self, now: float) -> None:
         self._deadline = now + 1.0
         self._close_listeners()
-        if self._front:
-            self._kill(self._front)
-        for forker in self._forkers.values():
+        for child in self._children.all():
             # a forker that listens kills its consumers' whole process groups
-            if not (forker.loaded and not forker.stopped_since and forker.child.lifeline.send(Kind.STOP)):
-                self._kill(forker)
+            if isinstance(child, Forker) and child.loaded and not child.stopped_since:
+                self._children.order(child, Kind.STOP)
+            else:
+                self._children.kill(child)
 
     def _say_ready(self, now: float) -> None:
         pids = [each.pid for each in self._roster.ready]
-        assert self._front
+        assert self._children.front
         log.info(
             "ready: listening on %s, %d consumer%s (pid %s), front (pid %d), forker (pid %d), in %.2f s",
             ", ".join(self._addresses),
             len(pids),
             "" if len(pids) == 1 else "s",
             ", ".join(map(str, pids)),
-            self._front.child.pid,
-            self._forkers[self._roster.generation].child.pid,
+            self._children.front.pid,
+            self._children.forkers[self._roster.generation].pid,
             now - self._began,
         )
         self._tell_caller(Kind.READY, addresses=self._addresses, pids=pids)
@@ -308,9 +204,9 @@ class Supervisor:
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         if self._reloadable:
             log.info("reloading: loading the handler anew")
-            self._start_forker()
-            if self._roster.generation not in self._forkers:  # no old code to go on with, nor to wait for
-                self._roster.generation = self._forker_generation
+            newest = self._start_forker()
+            if self._roster.generation not in self._children.forkers:  # no old code to go on with, nor to wait for
+                self._roster.generation = newest
         else:
             log.info("reloading: the handler is an object and cannot be loaded anew; its consumers are forked afresh")
             for each in self._roster:
@@ -320,11 +216,10 @@ class Supervisor:
     def _end_reload(self, failure: str = "") -> None:
         if failure:
             log.error("reload failed, the old code goes on: %s", failure)
-            generation, self._roster.trial = self._forker_generation, 0
-            if forker := self._forkers.get(generation):
+            self._roster.trial = 0
+            if forker := self._children.forkers.get(self._children.newest):
                 forker.leaving = True
-                if not forker.child.lifeline.send(Kind.STOP):
-                    self._kill(forker)
+                self._children.order(forker, Kind.STOP)
         else:
             took = time.monotonic() - self._reloading
             log.info("reloaded in %.2f s: consumers %s", took, ", ".join(str(each.pid) for each in self._roster.ready))
@@ -338,15 +233,9 @@ class Supervisor:
         """True of the forker of a reload that has not shown a ready consumer yet."""
         if not (self._reloading and self._reloadable):
             return False
-        return generation == self._forker_generation != self._roster.generation
+        return generation == self._children.newest != self._roster.generation
 
     # ---- what children say ----
-
-    def _lifelines(self) -> list[Lifeline]:
-        return [each.child.lifeline for each in self._children()]
-
-    def _children(self) -> list[_Front | _Forker]:
-        return [*([self._front] if self._front else []), *self._forkers.values()]
 
     def _hear(self, link: Lifeline) -> None:
         records = link.recv()
@@ -356,14 +245,14 @@ class Supervisor:
                 link.close()
                 self._happened(Event.TERM)
             return  # a child's end: waitpid tells, and nothing else
-        generation = next((n for n, each in self._forkers.items() if each.child.lifeline is link), 0)
+        child = self._children.of(link)
         for kind, fields in records:
-            if link is self._caller:
-                self._on_caller_record(kind, fields)
-            elif generation:
-                self._on_forker_record(generation, kind, fields)
+            if isinstance(child, Forker):
+                self._on_forker_record(child, kind, fields)
+            elif child:
+                self._on_front_record(child, kind, fields)
             else:
-                self._on_front_record(kind, fields)
+                self._on_caller_record(kind, fields)
 
     def _on_caller_record(self, kind: Kind, fields: dict[str, Any]) -> None:
         if kind is Kind.LIST:
@@ -372,10 +261,9 @@ class Supervisor:
         else:
             self._happened(Event.TERM if kind is Kind.DRAIN else Event.QUIT)
 
-    def _on_front_record(self, kind: Kind, fields: dict[str, Any]) -> None:
-        assert self._front
+    def _on_front_record(self, front: Front, kind: Kind, fields: dict[str, Any]) -> None:
         if kind is Kind.READY:
-            self._front.ready = True
+            front.ready = True
             for each in self._roster:
                 if each.pid:
                     self._introduce(each)
@@ -384,16 +272,16 @@ class Supervisor:
 
     def _let_go(self, number: int) -> None:
         entry = self._roster.get(number)
-        if entry and entry.generation in self._forkers:
-            self._order(self._forkers[entry.generation], Kind.LEAVE, number=number)
+        if entry and entry.generation in self._children.forkers:
+            self._children.order(self._children.forkers[entry.generation], Kind.LEAVE, number=number)
 
-    def _on_forker_record(self, generation: int, kind: Kind, fields: dict[str, Any]) -> None:
+    def _on_forker_record(self, forker: Forker, kind: Kind, fields: dict[str, Any]) -> None:
         if kind is Kind.LOADED:
-            self._forkers[generation].loaded = True
-            if self._is_trial(generation):
-                self._roster.trial = generation
+            forker.loaded = True
+            if self._is_trial(forker.generation):
+                self._roster.trial = forker.generation
         elif kind in (Kind.LOAD_FAILED, Kind.SETUP_FAILED):
-            self._on_failure(generation, fields["message"], fields["traceback"])
+            self._on_failure(forker, fields["message"], fields["traceback"])
         elif kind is Kind.CONSUMER_READY:
             if entry := self._roster.on_ready(fields["number"], fields["pid"]):
                 self._introduce(entry)
@@ -404,22 +292,21 @@ class Supervisor:
         elif kind is Kind.CONSUMER_GONE:
             self._on_consumer_gone(fields)
 
-    def _on_failure(self, generation: int, message: str, traceback: str) -> None:
+    def _on_failure(self, forker: Forker, message: str, traceback: str) -> None:
         """The handler's code does not load or set up."""
         if self._state is State.STARTING:
             self._fail_start(message, traceback)
-        elif self._is_trial(generation):
+        elif self._is_trial(forker.generation):
             log.debug("%s", traceback)
             self._end_reload(failure=message)
-        elif not self._forkers[generation].leaving:
+        elif not forker.leaving:
             log.error("%s", message)
 
     def _introduce(self, entry: Entry) -> None:
-        if self._front and self._front.ready:
-            number, slot, pid = entry.number, entry.slot, entry.pid
-            self._order(self._front, Kind.CONSUMER_READY, number=number, slot=slot, pid=pid)
+        if self._front_is_ready:
+            self._tell_front(Kind.CONSUMER_READY, number=entry.number, slot=entry.slot, pid=entry.pid)
             if entry.retiring:
-                self._order(self._front, Kind.RETIRE, number=number)
+                self._tell_front(Kind.RETIRE, number=entry.number)
 
     def _on_consumer_gone(self, fields: dict[str, Any]) -> None:
         slowed = self._roster.backoff.slowed
@@ -427,135 +314,108 @@ class Supervisor:
         self._forget(fields["number"])
         if entry is None:
             return
-        if self._front:
-            self._order(self._front, Kind.CONSUMER_GONE, **fields)
+        self._tell_front(Kind.CONSUMER_GONE, **fields)
         early = "" if entry.pid else "a consumer ended before it was ready: " + fields["exit"]
         if early and self._state is State.STARTING:
             self._fail_start(early, "")
         elif early and self._is_trial(entry.generation):
             self._end_reload(failure=early)
-        elif self._state in _ALIVE and not (entry.retiring and fields["exit"] == "exit status 0"):
+        elif self._state in ALIVE and not (entry.retiring and fields["exit"] == "exit status 0"):
             log.warning("consumer %d (pid %d) ended: %s", entry.number, fields["pid"], fields["exit"])
             if self._roster.backoff.slowed and not slowed:
                 log.error("consumers die again and again before they are given a job: replacing them slows down")
 
     # ---- processes ----
 
-    def _kill(self, child: _Front | _Forker) -> None:
-        if not child.gone:  # once reaped, its pid may be another's
-            os.kill(child.child.pid, signal.SIGKILL)
+    @property
+    def _front_is_ready(self) -> bool:
+        return self._children.front is not None and self._children.front.ready
 
-    def _order(self, child: _Front | _Forker, kind: Kind, **fields: Any) -> None:
-        """Tell a child what to do. One that has taken no order for long is ended: it would miss this one."""
-        if not child.child.lifeline.send(kind, **fields):
-            self._kill(child)
+    def _tell_front(self, kind: Kind, **fields: Any) -> None:
+        if self._children.front:
+            self._children.order(self._children.front, kind, **fields)
 
-    def _start_forker(self) -> None:
+    def _start_forker(self) -> int:
         self._forker_due = None
-        self._forker_generation += 1
-        child = fork(self._forker_main, "gaspar:forker", close=self._others())
-        self._forkers[self._forker_generation] = _Forker(child, time.monotonic())
+        return self._children.start_forker(self._forker_main)
 
     def _start_front(self) -> None:
         self._front_due = None
-        self._front_generation += 1
-        child = fork(self._front_main(self._front_generation), "gaspar:front", close=self._others())
-        self._front = _Front(child, time.monotonic())
+        self._children.start_front(self._front_main)
 
-    def _others(self) -> list[Lifeline]:
-        return [*self._lifelines(), *([self._caller] if self._caller else [])]
-
-    def _reap(self) -> None:
-        """Take note of every child that has ended, stopped or gone on; as PID 1 also of those that are not ours."""
-        now = time.monotonic()
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            child = next((each for each in self._children() if each.child.pid == pid), None)
-            if child is None:
-                continue
-            if os.WIFSTOPPED(status):
-                child.stopped_since = now
-            elif os.WIFCONTINUED(status):
-                child.stopped_since = 0.0
-            else:
-                self._on_child_gone(child, describe_exit(status))
-
-    def _on_child_gone(self, child: _Front | _Forker, ended: str) -> None:
-        child.gone = True
-        self._hear(child.child.lifeline)  # what it said last
-        child.child.lifeline.close()
-        if isinstance(child, _Front):
-            self._front = None
+    def _on_child_gone(self, child: Front | Forker, ended: str) -> None:
+        self._hear(child.lifeline)  # what it said last
+        self._children.forget(child)
+        if isinstance(child, Front):
             self._on_front_gone(child, ended)
         else:
-            generation = next(number for number, each in self._forkers.items() if each is child)
-            del self._forkers[generation]
-            self._on_forker_gone(generation, child, ended)
+            self._on_forker_gone(child, ended)
 
-    def _on_front_gone(self, front: _Front, ended: str) -> None:
+    def _on_front_gone(self, front: Front, ended: str) -> None:
         if self._state in (State.STARTING, State.SERVING):
             now = time.monotonic()
-            log.error("front (pid %d) ended: %s; starting another", front.child.pid, ended)
+            log.error("front (pid %d) ended: %s; starting another", front.pid, ended)
             self._front_due = now + self._front_backoff.died(now - front.forked, useful=False)
             for each in self._roster:  # the front that was to say when they are done is gone
                 if each.retiring:
                     self._let_go(each.number)
         else:
             if ended != "exit status 0" and self._state is State.DRAINING:
-                log.error("front (pid %d) ended while draining: %s", front.child.pid, ended)
+                log.error("front (pid %d) ended while draining: %s", front.pid, ended)
             self._happened(Event.DRAINED)
 
-    def _on_forker_gone(self, generation: int, forker: _Forker, ended: str) -> None:
+    def _on_forker_gone(self, forker: Forker, ended: str) -> None:
+        generation = forker.generation
         trial = self._is_trial(generation)
         if self._state is State.STARTING and not forker.loaded:
             self._fail_start(f"the process that loads the handler ended: {ended}", "")
-        elif trial and self._state in _ALIVE:
+        elif trial and self._state in ALIVE:
             self._end_reload(failure=f"the process that loads the handler ended: {ended}")
-        elif self._state in _ALIVE and not forker.leaving:
+        elif self._state in ALIVE and not forker.leaving:
             now = time.monotonic()
-            log.error("forker (pid %d) ended: %s; starting another", forker.child.pid, ended)
+            log.error("forker (pid %d) ended: %s; starting another", forker.pid, ended)
             if generation == self._roster.generation:
                 self._forker_due = now + self._forker_backoff.died(now - forker.forked, useful=False)
         for each in self._roster.of(generation):  # they end with it
             gone = "SIGKILL, with its forker"
             self._roster.on_gone(each.number, True, time.monotonic())
             self._forget(each.number)
-            if self._front:
-                self._order(
-                    self._front, Kind.CONSUMER_GONE, number=each.number, pid=each.pid, exit=gone, job=0, given=True
+            if self._children.front:
+                self._children.order(
+                    self._children.front,
+                    Kind.CONSUMER_GONE,
+                    number=each.number,
+                    pid=each.pid,
+                    exit=gone,
+                    job=0,
+                    given=True,
                 )
 
     def _give_orders(self, now: float) -> None:
-        current = self._forkers.get(self._roster.generation)
+        current = self._children.forkers.get(self._roster.generation)
         if current is None or not current.loaded:
             return
         fork_now, retire = self._roster.next_orders(now)
         for each in fork_now:
-            self._order(self._forkers[each.generation], Kind.FORK, number=each.number, slot=each.slot)
+            self._children.order(self._children.forkers[each.generation], Kind.FORK, number=each.number, slot=each.slot)
         for each in retire:
-            if self._front and self._front.ready:
-                self._order(self._front, Kind.RETIRE, number=each.number)
+            if self._front_is_ready:
+                self._tell_front(Kind.RETIRE, number=each.number)
             else:
                 self._let_go(each.number)
-        for generation, forker in self._forkers.items():
+        for generation, forker in self._children.forkers.items():
             if generation < self._roster.generation and not self._roster.of(generation) and not forker.leaving:
                 forker.leaving = True
-                self._order(forker, Kind.LEAVE)
-        if self._reloading and self._roster.settled and not self._is_trial(self._forker_generation):
+                self._children.order(forker, Kind.LEAVE)
+        if self._reloading and self._roster.settled and not self._is_trial(self._children.newest):
             self._end_reload()
 
     # ---- time ----
 
     def _tick(self, now: float) -> None:
-        if self._state in _ALIVE:
+        if self._state in ALIVE:
             if self._forker_due is not None and now >= self._forker_due:
-                self._start_forker()
-                self._roster.generation = self._forker_generation
+                self._roster.generation = self._start_forker()
             self._give_orders(now)
         else:
             self._forker_due = None
@@ -563,23 +423,24 @@ class Supervisor:
             self._front_due = None
         elif self._front_due is not None and now >= self._front_due:
             self._start_front()
-        if self._state is State.STARTING and self._front and self._front.ready and self._roster.settled:
+        if (
+            self._state is State.STARTING
+            and self._children.front
+            and self._children.front.ready
+            and self._roster.settled
+        ):
             self._happened(Event.READY)
-        for child in self._children():
-            if child.stopped_since and now - child.stopped_since >= STOPPED_LIMIT:
-                log.error("process %d was stopped by somebody for %g s: killing it", child.child.pid, STOPPED_LIMIT)
-                child.stopped_since = 0.0
-                self._kill(child)
+        self._children.end_stopped(now)
         if self._deadline is not None and now >= self._deadline:
             self._too_late(now)
-        if not self._front and not self._forkers and self._front_due is None and self._forker_due is None:
+        if not self._children.all() and self._front_due is None and self._forker_due is None:
             self._happened(Event.EMPTY)
 
     def _too_late(self, now: float) -> None:
         if self._state is State.KILLING:
             self._deadline = now + 1.0
-            for child in self._children():
-                self._kill(child)
+            for child in self._children.all():
+                self._children.kill(child)
         else:
             log.warning("%s took too long: ending what is left", self._state.value)
             self._happened(Event.LATE)
@@ -589,7 +450,5 @@ class Supervisor:
         dues = [due for due in (self._deadline, self._front_due, self._forker_due) if due is not None]
         if self._roster.not_before > now:
             dues.append(self._roster.not_before)
-        for child in self._children():
-            if child.stopped_since:
-                dues.append(child.stopped_since + STOPPED_LIMIT)
+        dues += self._children.dues()
         return max(0.0, min(dues) - now) if dues else None

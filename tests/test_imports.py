@@ -33,12 +33,15 @@ TABLE = {
     "consumer": "errors limits links process scoreboard wire",
     "handler": "consumer errors",
     "forker": "consumer errors folders limits links process scoreboard watchdog wire",
-    "supervisor": "limits process roster wire",
-    "daemon": "address consumer errors folders forker front limits process scoreboard supervisor systemd wire",
+    "lifecycle": "",
+    "children": "limits process wire",
+    "supervisor": "children lifecycle limits process roster wire",
+    "daemon": "address consumer errors folders forker front lifecycle limits process scoreboard supervisor systemd"
+    " wire",
     "client": "address errors limits wire",
     "producer": "address consumer daemon errors limits process wire",
     "__init__": "client consumer errors producer",
-    "cli": "__init__ address consumer daemon errors handler limits supervisor systemd",
+    "cli": "__init__ address consumer daemon errors handler lifecycle limits systemd",
     "__main__": "cli",
 }
 # Who imports what is neither gaspar's nor the standard library's.
@@ -58,7 +61,7 @@ GUARDED = {
     "pickle": "",
     "resource": "forker reception",
     "select": "oneshot process watchdog",
-    "signal": "forker process producer supervisor watchdog",
+    "signal": "children forker process producer supervisor watchdog",
     "socket": "address client daemon front oneshot process reception systemd",
     "struct": "address oneshot scoreboard wire",
     "subprocess": "",

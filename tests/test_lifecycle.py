@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaspar.supervisor import Event, Exit, State, step
+from gaspar.lifecycle import Event, Exit, State, step
 
 ALIVE = [state for state in State if state is not State.STOPPED]
 ORDER = list(State)  # a daemon's life, in order
