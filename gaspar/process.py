@@ -169,10 +169,13 @@ def restore_stdlib() -> None:
     monkey: Any = sys.modules.get("gevent.monkey")
     if monkey is not None:
         for name, attributes in list(monkey.saved.items()):
-            # gevent's fork hooks stay registered, and compare what this function says
-            kept = {each: original for each, original in attributes.items() if each != "get_ident"}
             if name in sys.modules:
-                vars(sys.modules[name]).update(kept)
+                vars(sys.modules[name]).update(attributes)
+        if monkey.saved:
+            _forget_gevents_threads()
+            selectors: Any = sys.modules.get("selectors")
+            if hasattr(getattr(selectors, "PollSelector", None), "_selector_cls"):
+                selectors.PollSelector._selector_cls = select.poll  # set by gevent without a note of it
         monkey.saved.clear()
     patcher: Any = sys.modules.get("eventlet.patcher")
     if patcher is not None and patcher.already_patched:
@@ -182,6 +185,24 @@ def restore_stdlib() -> None:
                 if str(getattr(patched.get(attribute), "__module__", "eventlet")).startswith("eventlet"):
                     patched[attribute] = original
         patcher.already_patched.clear()
+
+
+def _forget_gevents_threads() -> None:
+    """Make this the main thread by the standard library's own account.
+
+    gevent's fork hooks cannot be unregistered, and would check their account of it at each further fork.
+    """
+    hooks: Any = getattr(sys.modules.get("gevent.threading"), "_ForkHooks", None)
+    for name in ("before_fork_in_parent", "after_fork_in_child"):
+        if hook := getattr(hooks, name, None):
+            hook.__code__ = _no_hook.__code__
+    threading: Any = sys.modules["threading"]
+    threading._active.clear()
+    threading._main_thread = threading._MainThread()
+
+
+def _no_hook(_self: object) -> None:
+    pass
 
 
 def _begin(name: str, mask: Iterable[int]) -> None:

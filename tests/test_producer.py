@@ -330,6 +330,29 @@ def test_producer_and_client_work_under_monkey_patching(library: str) -> None:
 
 
 @pytest.mark.parametrize("library", sorted(PATCHED))
+def test_handler_of_a_patched_caller_has_real_threads_processes_and_sockets(library: str) -> None:
+    text = """
+import gaspar, os, queue, socket, subprocess, threading, time
+def handle(message):
+    done = queue.Queue()
+    thread = threading.Thread(target=lambda: (time.sleep(0.01), done.put(threading.get_native_id())))
+    thread.start()
+    thread.join()
+    assert done.get() != threading.get_native_id() == os.getpid()
+    if not (child := os.fork()):
+        os._exit(0)
+    os.waitpid(child, 0)
+    one, other = socket.socketpair()
+    other.sendall(subprocess.run(["cat"], input=message, capture_output=True).stdout)
+    return one.recv(100)
+with gaspar.Producer(gaspar.Consumer(handle), 0, processes=1) as producer:
+    print(gaspar.request(producer.address, b'hello'))
+"""
+    text = PATCHED[library] + "import warnings; warnings.simplefilter('ignore')" + text  # of threads and fork
+    assert finish(script(text)) == "b'hello'\n"
+
+
+@pytest.mark.parametrize("library", sorted(PATCHED))
 def test_blocking_start_gives_way_under_monkey_patching(library: str) -> None:
     text = SERVE + "spawn(producer.start)\nproducer.running.wait()\nprint(gaspar.request(producer.address, b'hello'))"
     assert finish(script(PATCHED[library] + text + "\nproducer.stop()")) == "b'hello'\n"
