@@ -101,6 +101,19 @@ class Roster:
         """List the consumers of one forker."""
         return [each for each in self if each.generation == generation]
 
+    def take_over(self, generation: int) -> None:
+        """New consumers come from this generation's forker from now on; it has the newest code, so no trial is left."""
+        self.generation, self.trial = generation, 0
+
+    def on_forker_gone(self, generation: int, now: float) -> list[Entry]:
+        """A forker has ended. Returns its consumers, which end with it."""
+        if generation == self.trial:
+            self.trial = 0
+        lost = self.of(generation)
+        for each in lost:
+            self.on_gone(each.number, True, now)
+        return lost
+
     def on_ready(self, number: int, pid: int) -> Entry | None:
         """A consumer is ready. Returns it, or None if nobody knows it."""
         entry = self._entries.get(number)

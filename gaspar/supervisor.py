@@ -86,7 +86,7 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, serve until asked to stop, end everything. Returns the exit code."""
         self._wakeup = Wakeup([signal.SIGCHLD, *_ORDERS])
-        self._roster.generation = self._start_forker()
+        self._roster.take_over(self._start_forker())
         self._start_front()
         while self._state is not State.STOPPED:
             links = {link.fileno(): link for link in (self._caller, *self._children.lifelines()) if link}
@@ -206,7 +206,7 @@ class Supervisor:
             log.info("reloading: loading the handler anew")
             newest = self._start_forker()
             if self._roster.generation not in self._children.forkers:  # no old code to go on with, nor to wait for
-                self._roster.generation = newest
+                self._roster.take_over(newest)
         else:
             log.info("reloading: the handler is an object and cannot be loaded anew; its consumers are forked afresh")
             for each in self._roster:
@@ -251,7 +251,7 @@ class Supervisor:
                 self._on_forker_record(child, kind, fields)
             elif child:
                 self._on_front_record(child, kind, fields)
-            else:
+            elif link is self._caller:
                 self._on_caller_record(kind, fields)
 
     def _on_caller_record(self, kind: Kind, fields: dict[str, Any]) -> None:
@@ -376,9 +376,8 @@ class Supervisor:
             log.error("forker (pid %d) ended: %s; starting another", forker.pid, ended)
             if generation == self._roster.generation:
                 self._forker_due = now + self._forker_backoff.died(now - forker.forked, useful=False)
-        for each in self._roster.of(generation):  # they end with it
-            gone = "SIGKILL, with its forker"
-            self._roster.on_gone(each.number, True, time.monotonic())
+        gone = "SIGKILL, with its forker"
+        for each in self._roster.on_forker_gone(generation, time.monotonic()):
             self._forget(each.number)
             if self._children.front:
                 self._children.order(
@@ -415,7 +414,7 @@ class Supervisor:
     def _tick(self, now: float) -> None:
         if self._state in ALIVE:
             if self._forker_due is not None and now >= self._forker_due:
-                self._roster.generation = self._start_forker()
+                self._roster.take_over(self._start_forker())
             self._give_orders(now)
         else:
             self._forker_due = None

@@ -331,6 +331,7 @@ class Faults(threading.Thread):
         self._end.set()
         self.join()
         if self.error:
+            print("\n".join(self._daemon.lines[-60:]))  # what the daemon said last
             raise self.error
 
     def run(self) -> None:

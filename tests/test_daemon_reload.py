@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+import psutil
 import pytest
 from conftest import Daemon, Serve, wait_until
 
@@ -122,6 +123,41 @@ def test_new_code_that_does_not_load_leaves_the_old_going(
     daemon.wait_for_line("reloaded in")
     daemon.remember()
     assert daemon.ask(b"!") == b"2!"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_reload_outlives_the_death_of_both_forkers(
+    serve: Serve, module: Callable[[str], str], tmp_path: pathlib.Path, order: tuple[int, int]
+) -> None:
+    slow = tmp_path / "slow"
+    daemon = serve(
+        module(
+            "import gaspar, os, time\nclass handle(gaspar.Consumer):\n    def setup(self):\n"
+            f"        while os.path.exists({str(slow)!r}):\n            time.sleep(0.01)\n"
+            "    def handle(self, message):\n        return message\n"
+        ),
+        "-p",
+        "2",
+    )
+    slow.touch()
+    daemon.signal(signal.SIGHUP)
+    supervisor = psutil.Process(daemon.process.pid)
+
+    def both() -> list[int]:
+        """The old forker and the new one, when that has forked its first consumer."""
+        found = [each for each in supervisor.children() if each.pid != daemon.front and each.children()]
+        return sorted(each.pid for each in found) if len(found) == 2 else []
+
+    forkers = wait_until(both)
+    for which in order:
+        os.kill(forkers[which], signal.SIGKILL)
+        daemon.wait_for_line(rf"forker \(pid {forkers[which]}\) ended: SIGKILL|reload failed")
+    slow.unlink()
+    assert daemon.ask(b"served again") == b"served again"
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for_line("reloaded in")
+    assert daemon.ask(b"and again") == b"and again"
+    daemon.remember()
 
 
 def test_hup_during_a_reload_starts_one_more_after_it(serve: Serve, module: Callable[[str], str]) -> None:

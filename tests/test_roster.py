@@ -450,3 +450,21 @@ def test_who_dies_during_a_reloads_trial_is_replaced_by_the_old_code() -> None:
     found.on_gone(1, True, 1.0)
     ((entry,), retire) = found.next_orders(1.0)
     assert (entry.generation, retire) == (1, [])
+
+
+def test_a_trial_ends_with_its_forker() -> None:
+    found = roster(2)
+    found.trial = 2
+    ((trial,), _) = found.next_orders(0.0)
+    assert found.on_forker_gone(2, 1.0) == [trial]
+    assert found.next_orders(1.0) == ([], [])
+
+
+def test_a_forker_that_takes_over_leaves_no_trial() -> None:
+    found = roster(2)
+    found.trial = 2
+    found.next_orders(0.0)
+    found.on_forker_gone(1, 1.0)
+    found.take_over(3)
+    fork, _ = found.next_orders(9.0)
+    assert {each.generation for each in fork} == {3}
