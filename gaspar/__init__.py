@@ -21,19 +21,82 @@ if TYPE_CHECKING:
     from . import client, errors
     from .client import pack, request
     from .consumer import Consumer
-    from .errors import GasparError
+    from .errors import (
+        AddressError,
+        BadFrame,
+        BadReply,
+        BindError,
+        Cancelled,
+        ConnectionLost,
+        ConsumerLost,
+        DaemonError,
+        GasparError,
+        HandlerError,
+        HandlerLoadError,
+        LimitError,
+        Overloaded,
+        RequestError,
+        RequestTimeout,
+        ShuttingDown,
+        TooBig,
+        Unavailable,
+    )
     from .producer import Forker, Producer
-
-__all__ = ["Consumer", "Forker", "GasparError", "Producer", "__version__", "client", "errors", "pack", "request"]
 
 _HOMES = {
     "Consumer": "consumer",
     "Forker": "producer",
-    "GasparError": "errors",
     "Producer": "producer",
     "pack": "client",
     "request": "client",
+    "AddressError": "errors",
+    "BadFrame": "errors",
+    "BadReply": "errors",
+    "BindError": "errors",
+    "Cancelled": "errors",
+    "ConnectionLost": "errors",
+    "ConsumerLost": "errors",
+    "DaemonError": "errors",
+    "GasparError": "errors",
+    "HandlerError": "errors",
+    "HandlerLoadError": "errors",
+    "LimitError": "errors",
+    "Overloaded": "errors",
+    "RequestError": "errors",
+    "RequestTimeout": "errors",
+    "ShuttingDown": "errors",
+    "TooBig": "errors",
+    "Unavailable": "errors",
 }
+
+__all__ = [
+    "AddressError",
+    "BadFrame",
+    "BadReply",
+    "BindError",
+    "Cancelled",
+    "ConnectionLost",
+    "Consumer",
+    "ConsumerLost",
+    "DaemonError",
+    "Forker",
+    "GasparError",
+    "HandlerError",
+    "HandlerLoadError",
+    "LimitError",
+    "Overloaded",
+    "Producer",
+    "RequestError",
+    "RequestTimeout",
+    "ShuttingDown",
+    "TooBig",
+    "Unavailable",
+    "__version__",
+    "client",
+    "errors",
+    "pack",
+    "request",
+]
 
 
 def __getattr__(name: str) -> Any:

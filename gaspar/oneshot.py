@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from . import green
 from .address import Address
-from .errors import BadFrame, Failure, Overloaded, RequestError
+from .errors import Failure, RequestError, TooBig
 from .limits import Limits
 from .wire import OneShotParser
 
@@ -132,7 +132,8 @@ class OneShot:
         patience = self._door.limits.read_timeout
         self.moved = green.monotonic()
         end = self.moved + patience
-        header, goal, turn = True, parser.missing, 0
+        header, turn = parser.size < 0, 0
+        goal = parser.missing if header else max(0, parser.missing - _WINDOW)
         while True:
             before = parser.missing if parser.size >= 0 else 0
             try:
@@ -181,12 +182,10 @@ class OneShot:
         self._close(whole=False)
 
     def _refuse(self, error: Exception) -> None:
-        if isinstance(error, Overloaded):  # the front has said so once
-            log.debug("%s: refused: %s", self, error)
-        elif isinstance(error, (ConnectionError, BadFrame)):
-            log.info("%s: %s", self, error)
-        else:
+        if isinstance(error, TooBig):  # the one that an operator can act on; overload the front says once
             log.warning("%s: refused: %s", self, error)
+        else:
+            log.debug("%s: refused: %s", self, error)
         self._close(whole=False)
 
     # ---- the reply ----
@@ -334,7 +333,11 @@ class UnixOneShot(OneShot):
         while green.monotonic() < end:
             green.pause(0 if turns < _IDLE_TURNS else min(_IDLE_PAUSE, (turns - _IDLE_TURNS) / 1000))
             turns += 1
-            if len(self._sock.recv(2, socket.MSG_DONTWAIT | socket.MSG_PEEK)) != self._kept or self._hung_up():
+            try:
+                there = len(self._sock.recv(2, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+            except OSError:
+                return True  # the next read says what it is
+            if there != self._kept or self._hung_up():
                 return True
         return False
 
