@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 
 import psutil
 import pytest
@@ -446,11 +445,12 @@ def test_supervisor_reaps_what_is_not_its_own(serve: Serve, tmp_path: pathlib.Pa
                 sock.sendall(struct.pack("!I", 0))
                 return read_all(sock)
 
-        for _ in range(3):
-            listing()
-        time.sleep(0.2)
-        zombies = [line for line in listing().decode().splitlines() if " Z" in line and "sleep" in line]
-        assert zombies == []
+        def sleepers() -> list[str]:
+            """Those that were orphaned: they run, are zombies, or are reaped."""
+            return [line for line in listing().decode().splitlines() if "sleep" in line]
+
+        assert sleepers()
+        wait_until(lambda: not [line for line in sleepers() if "Z" in line.split()[2]])
     finally:
         for child in psutil.Process(process.pid).children():
             child.terminate()
