@@ -6,7 +6,7 @@ import re
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "gaspar/__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "gaspar/version.py").read_text())[1]
 
 setup(
     name="gaspar",
@@ -35,7 +35,7 @@ setup(
         ],
         "examples": ["pygments>=2.17", "tqdm>=4.66"],
     },
-    entry_points={"console_scripts": ["gaspar-serve=gaspar.cli:serve"]},
+    entry_points={"console_scripts": ["gaspar-serve=gaspar.cli:serve", "gaspar-call=gaspar.call:call"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",

@@ -15,11 +15,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "2.0.0.dev0"
+from .version import __version__
 
 if TYPE_CHECKING:
     from . import client, errors
-    from .client import pack, request
+    from .answer import Receipt, Reply
+    from .client import Client, pack, request
     from .consumer import Consumer
     from .errors import (
         AddressError,
@@ -44,9 +45,12 @@ if TYPE_CHECKING:
     from .producer import Forker, Producer
 
 _HOMES = {
+    "Client": "client",
     "Consumer": "consumer",
     "Forker": "producer",
     "Producer": "producer",
+    "Receipt": "answer",
+    "Reply": "answer",
     "pack": "client",
     "request": "client",
     "AddressError": "errors",
@@ -75,6 +79,7 @@ __all__ = [
     "BadReply",
     "BindError",
     "Cancelled",
+    "Client",
     "ConnectionLost",
     "Consumer",
     "ConsumerLost",
@@ -86,6 +91,8 @@ __all__ = [
     "LimitError",
     "Overloaded",
     "Producer",
+    "Receipt",
+    "Reply",
     "RequestError",
     "RequestTimeout",
     "ShuttingDown",

@@ -1,15 +1,27 @@
-"""Send one request and get its reply: plain blocking sockets, safe in threads and under green monkey-patching."""
+"""The blocking clients: `request` for one request, `Client` for many over connections that stay.
+
+Safe in threads, and under eventlet's and gevent's monkey-patching.
+"""
 
 from __future__ import annotations
 
+import math
 import socket
 import time
-from typing import NoReturn
+import weakref
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Literal, NoReturn, overload
 
 from . import address as addresses
 from .address import Address
+from .answer import Reply
 from .errors import ConnectionLost, RequestTimeout, TooBig
 from .limits import MAX_WIRE_MESSAGE
+from .pending import Call, FutureCall
+from .pool import Pool
+from .window import AsReady, InOrder, mapped
 from .wire import LENGTH
 
 _CHUNK = 65536
@@ -105,3 +117,197 @@ def _as_bytes(message: bytes | bytearray | memoryview) -> bytes | memoryview:
     if len(data) > MAX_WIRE_MESSAGE:
         raise TooBig(f"{len(data)} bytes, the protocol can announce {MAX_WIRE_MESSAGE}")
     return data
+
+
+class Client:
+    """A client with connections that stay, for many requests at once from any number of threads.
+
+    Connections are opened when they are first needed and replaced when they end. A request that was certainly not
+    run when its connection ended is tried again on a new one; of one that may have been run `ConnectionLost` says
+    so (`sent`). After a fork the child's copy opens connections of its own.
+
+    Usable as a context manager, which closes it.
+
+    Args:
+        address: "host:port", "[v6]:port" or "unix:/path" of a daemon.
+        connections: how many at most; another is opened when all are busy.
+        timeout: seconds for each request that has none of its own; None waits as long as the daemon takes.
+
+    Raises:
+        AddressError: (also a ValueError) the address cannot be read.
+        ValueError: a timeout that is not above 0, or no connections.
+    """
+
+    def __init__(self, address: str, connections: int = 1, *, timeout: float | None = None) -> None:
+        if connections < 1:
+            raise ValueError(f"connections is {connections}, it must be 1 or more")
+        self._where = addresses.parse(address)
+        self._timeout = _checked(timeout)
+        self._pool = Pool(self._where, connections)
+        # without it a client that is forgotten open would leave its threads and sockets
+        finalizer = weakref.finalize(self, self._pool.abandon)
+        finalizer.atexit = False
+
+    def __repr__(self) -> str:
+        return f"<gaspar.Client of {self._where}>"
+
+    def request(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> Reply:
+        """Send a request and wait for its reply.
+
+        Args:
+            message: bytes-like, at most as long as the daemon's `max_message`.
+            timeout: seconds for all of it, connecting included; the daemon is told, so that it gives up too.
+
+        Returns:
+            The reply, bytes. Its `receipt` says how long the request waited and ran.
+
+        Raises:
+            RequestError: the daemon answered with an error; its subclasses say which.
+            RequestTimeout: (one of them, also a TimeoutError) `timeout`, or a limit of the daemon's, has passed.
+            TooBig: (one of them) it is longer than `max_message`; nothing was sent.
+            ConnectionLost: (also a ConnectionError) no connection, or it ended before the reply was there; its
+                `sent` says whether the request may have been run.
+            GasparError: the client is closed.
+            TypeError: message is not bytes-like.
+            ValueError: a timeout that is not above 0.
+        """
+        call = Call(self._where, _as_bytes(message), self._limit(timeout))
+        try:
+            self._pool.send(call)
+            if call.answer is None:
+                self._pool.check_may_wait()
+            answer = call.wait()
+        except BaseException:
+            call.drop()
+            raise
+        if isinstance(answer, Exception):
+            try:
+                raise answer
+            finally:
+                del answer, call  # its traceback holds this frame
+        return answer
+
+    def submit(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> Future[Reply]:
+        """Send a request and return the future of its reply; waits only while the daemon takes no more requests.
+
+        The future's `cancel` works until the answer is there, and tells the daemon. Its callbacks are called by the
+        thread that reads the replies: they may submit, but must not wait. In a forked child the futures of its
+        parent are never done.
+
+        Args and Raises: as `request`; what is known only later comes from the future.
+        """
+        call = FutureCall(self._where, bytes(_as_bytes(message)), self._limit(timeout), self)
+        try:
+            self._pool.send(call)
+            if call.deadline is not None:
+                self._pool.watch.add(call)
+        except BaseException:
+            call.drop()
+            raise
+        return call.future
+
+    @overload
+    def map(
+        self,
+        messages: Iterable[bytes | bytearray | memoryview],
+        ordered: bool = ...,
+        in_flight: int = ...,
+        *,
+        timeout: float | None = ...,
+        return_exceptions: Literal[False] = ...,
+    ) -> Generator[Reply, None, None]: ...
+
+    @overload
+    def map(
+        self,
+        messages: Iterable[bytes | bytearray | memoryview],
+        ordered: bool = ...,
+        in_flight: int = ...,
+        *,
+        timeout: float | None = ...,
+        return_exceptions: bool,
+    ) -> Generator[Reply | Exception, None, None]: ...
+
+    def map(
+        self,
+        messages: Iterable[bytes | bytearray | memoryview],
+        ordered: bool = True,
+        in_flight: int = 64,
+        *,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+    ) -> Generator[Reply | Exception, None, None] | Generator[Reply, None, None]:
+        """Send many requests and yield their replies; lazy at both ends, in bounded memory.
+
+        A message is on its way to the daemon before the next is taken from `messages`. If `messages` raises, the
+        replies to what it gave before come first. Closing the iterator cancels what is under way.
+
+        Args:
+            messages: any iterable, endless ones too.
+            ordered: yield in the order of the messages, else as they are ready.
+            in_flight: how many may be taken and not yet yielded.
+            timeout: seconds for each request, from when it is taken.
+            return_exceptions: yield an error in the place of its reply; else it is raised there, and what is under
+                way is cancelled.
+
+        Raises: as `request`.
+        """
+        if in_flight < 1:
+            raise ValueError(f"in_flight is {in_flight}, it must be 1 or more")
+        limit = self._limit(timeout)
+        window = InOrder() if ordered else AsReady()
+
+        def put(message: bytes | bytearray | memoryview) -> None:
+            call = window.put(self._where, limit)
+            try:
+                call.data = bytes(_as_bytes(message))
+                self._pool.send(call)
+            except Exception as error:
+                call.settle(error)
+
+        return mapped(iter(messages), put, window, in_flight, return_exceptions)
+
+    def stream(
+        self, message: bytes | bytearray | memoryview, timeout: float | None = None
+    ) -> Generator[bytes, None, None]:
+        """Send a request and yield the parts of its reply as the handler makes them.
+
+        Each stream has a connection of its own, opened when the first part is asked for. Taking the parts slowly
+        slows that handler down, nothing else. Closing the iterator closes the connection, and the daemon the
+        handler's generator. A handler that does not stream gives one part.
+
+        Args:
+            message: as `request`.
+            timeout: seconds for all of it, from the first part asked for.
+
+        Raises: as `request`, after the parts that came before.
+        """
+        return self._pool.streams.parts(_as_bytes(message), self._limit(timeout))
+
+    def close(self, wait: bool = True) -> None:
+        """End the connections; the client is of no use any more. May be called again.
+
+        Args:
+            wait: first wait for the answers that are under way; else they are cancelled, and so are streams.
+        """
+        self._pool.close(wait)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(wait=error is None)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else _checked(timeout)
+
+
+def _checked(timeout: float | None) -> float | None:
+    """Return a timeout, None for one that never passes."""
+    if timeout is None or timeout == math.inf:
+        return None
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout}, it must be above 0 seconds, or None for none")
+    return timeout

@@ -7,7 +7,8 @@ A job is in exactly one place: waiting, in flight on one consumer, or answered.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,21 +25,24 @@ _SMOOTHING = 1 / 32  # weight of the newest job in the mean run time
 class Job:
     """A request on its way: its number (also its age, smaller is older), payload and whose it is."""
 
-    __slots__ = ("arrived", "client", "number", "payload", "tries")
+    __slots__ = ("arrived", "client", "deadline", "number", "payload", "streamed", "tag", "tries")
 
-    def __init__(self, number: int, payload: bytes | bytearray, client: Any, arrived: float) -> None:
+    def __init__(self, number: int, payload: bytes | bytearray, client: Any, tag: int, arrived: float) -> None:
         self.number = number
         self.payload = payload
-        self.client = client
+        self.client = client  # None: nobody waits for it any more
+        self.tag = tag  # what its client calls it
         self.arrived = arrived  # seconds, monotonic
+        self.deadline = math.inf  # seconds, monotonic
         self.tries = 0  # how often a consumer died over it
+        self.streamed = False  # a part of its reply has come
 
     def __lt__(self, other: Job) -> bool:
         return self.number < other.number
 
 
 class _Consumer:
-    __slots__ = ("dry", "in_flight", "level", "number", "occupied", "retiring", "since", "stalled")
+    __slots__ = ("dry", "in_flight", "level", "looked", "number", "occupied", "retiring", "since", "stalled")
 
     def __init__(self, number: int, now: float) -> None:
         self.number = number
@@ -46,6 +50,7 @@ class _Consumer:
         self.level = 0  # the index of the level it stands in
         self.since = now  # when it last finished a job, or was given one while it had none
         self.dry = False  # nothing in its claim pipe: all it holds has begun
+        self.looked = False  # `overdue` has named it since it last finished a job
         self.stalled = False  # its job is a long one: nothing is put behind it until it ends
         self.retiring = False
         self.occupied = False  # it still runs a job of a front that died
@@ -62,7 +67,7 @@ class Dispatcher:
     def __init__(self, generation: int, depth: int = AUTO_DEPTH) -> None:
         self._generation = generation
         self._counter = 0
-        self._waiting: deque[Job] = deque()
+        self._waiting: OrderedDict[int, Job] = OrderedDict()  # by number, oldest first
         self._again: list[Job] = []  # a heap: taken back from consumers, older than all that wait
         self.waiting_bytes = 0  # of the payloads of all that wait
         self._consumers: dict[int, _Consumer] = {}
@@ -99,9 +104,9 @@ class Dispatcher:
         return [each.number for each in self._consumers.values() if not each.retiring]
 
     @property
-    def has_room(self) -> bool:
-        """True if some consumer would be given a job at once."""
-        return any(self._levels[: self.depth])
+    def room(self) -> int:
+        """How many jobs consumers would be given at once."""
+        return sum((self.depth - level) * len(self._levels[level]) for level in range(self.depth))
 
     # ---- consumers come and go ----
 
@@ -156,11 +161,11 @@ class Dispatcher:
 
     # ---- jobs ----
 
-    def submit(self, payload: bytes | bytearray, client: Any, now: float) -> Job:
+    def submit(self, payload: bytes | bytearray, client: Any, now: float, tag: int = 0) -> Job:
         """A request is complete: it waits."""
         self._counter += 1
-        job = Job(job_number(self._generation, self._counter), payload, client, now)
-        self._waiting.append(job)
+        number = job_number(self._generation, self._counter)
+        self._waiting[number] = job = Job(number, payload, client, tag, now)
         self.waiting_bytes += len(payload)
         return job
 
@@ -169,21 +174,48 @@ class Dispatcher:
         job.tries += 1
         self._await_again(job)
 
+    def drop(self, job: Job) -> bool:
+        """Forget a job that waits, since nobody wants its reply any more. False if it does not wait."""
+        if self._waiting.pop(job.number, None) is None:
+            if job not in self._again:
+                return False
+            self._again.remove(job)
+            heapq.heapify(self._again)
+        self.waiting_bytes -= len(job.payload)
+        return True
+
+    def find(self, number: int) -> Job | None:
+        """Return a job that is in flight, or is lost and may still have a result; else None."""
+        consumer = self._holder.get(number)
+        return consumer.in_flight[number] if consumer is not None else self._lost.get(number)
+
+    def numbers(self, consumer_number: int) -> list[int]:
+        """List the jobs that are in flight on a consumer, oldest first."""
+        consumer = self._consumers.get(consumer_number)
+        return list(consumer.in_flight) if consumer is not None else []
+
+    def holder(self, number: int) -> int | None:
+        """Name the consumer that a job is in flight on; None if it is on none."""
+        consumer = self._holder.get(number)
+        return None if consumer is None else consumer.number
+
     def expire(self, before: float) -> list[Job]:
         """Forget the waiting jobs that arrived before a time, oldest first."""
         expired = []
         while self._again and self._again[0].arrived < before:
             expired.append(heapq.heappop(self._again))
-        while self._waiting and self._waiting[0].arrived < before:
-            expired.append(self._waiting.popleft())
+        while self._waiting and next(iter(self._waiting.values())).arrived < before:
+            expired.append(self._waiting.popitem(last=False)[1])
         self.waiting_bytes -= sum(len(job.payload) for job in expired)
         return expired
 
     @property
     def oldest(self) -> float | None:
         """When the oldest waiting job arrived; None if none waits. Seconds, monotonic."""
-        first = [queue[0].arrived for queue in (self._again, self._waiting) if queue]
-        return min(first) if first else None
+        first = [self._again[0].arrived] if self._again else []
+        if self._waiting:
+            first.append(next(iter(self._waiting.values())).arrived)
+        return min(first, default=None)
 
     def assign(self, now: float) -> list[tuple[int, Job]]:
         """Deal out what waits, the oldest to the least loaded.
@@ -198,7 +230,7 @@ class Dispatcher:
                 level += 1
             if level >= self.depth:
                 break
-            job = heapq.heappop(self._again) if self._again else self._waiting.popleft()
+            job = heapq.heappop(self._again) if self._again else self._waiting.popitem(last=False)[1]
             self.waiting_bytes -= len(job.payload)
             consumer = next(iter(self._levels[level].values()))
             if not consumer.in_flight:
@@ -225,7 +257,7 @@ class Dispatcher:
             return self._lost.pop(number, None)
         job = consumer.in_flight.pop(number)
         consumer.since = now
-        consumer.stalled = False
+        consumer.stalled = consumer.looked = False
         # a quantile by small steps: three down for each one up keep it where a quarter is below
         self._short_run = max(1.0, self._short_run * (1.01 if ran > self._short_run else 0.97))
         if self._auto:
@@ -269,14 +301,15 @@ class Dispatcher:
         return None
 
     def overdue(self, now: float) -> list[int]:
-        """Name the consumers whose job has run for longer than PATIENCE with others behind it.
+        """Name the consumers whose job has run for longer than PATIENCE with others behind it, or before it.
 
+        What has not begun is to be taken back, and what has ended to be looked for: its result may be held.
         Until that job ends nothing more is put behind it.
         """
         found = []
         for consumer in self._consumers.values():
-            if len(consumer.in_flight) > 1 and not consumer.dry and now - consumer.since >= PATIENCE:
-                consumer.stalled = True
+            if len(consumer.in_flight) > 1 and not consumer.looked and now - consumer.since >= PATIENCE:
+                consumer.stalled = consumer.looked = True
                 self._place(consumer)
                 found.append(consumer.number)
         return found
@@ -284,7 +317,7 @@ class Dispatcher:
     @property
     def watched(self) -> bool:
         """True while some consumer has a job behind another, so that `overdue` is to be asked."""
-        return any(len(each.in_flight) > 1 and not each.dry for each in self._consumers.values())
+        return any(len(each.in_flight) > 1 and not each.looked for each in self._consumers.values())
 
     @property
     def slack(self) -> float:

@@ -24,7 +24,10 @@ from __future__ import annotations
 
 import enum
 import json
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
+
+from .answer import Receipt
 
 MAX_DETAIL = 64 * 1024  # bytes of an error's JSON on the wire
 
@@ -76,13 +79,44 @@ class DaemonError(GasparError):
 
 
 class ConnectionLost(GasparError, ConnectionError):
-    """There was no connection, or it ended before the whole reply was there."""
+    """There was no connection, or it ended before the whole reply was there.
+
+    `sent` says whether the request may have been run: False if it certainly did not reach the daemon whole.
+    """
+
+    sent = True
 
 
 class RequestError(GasparError):
-    """A request was answered with an error; `code` says which."""
+    """A request was answered with an error; `code` says which.
+
+    What the daemon says of it, "" where it has nothing to say: `type` (of the exception that the handler raised,
+    else the code's name), `traceback` (of the handler), `exit` (how the consumer ended), `stack` (where the
+    handler was when its time was over). `receipt`: how long the request waited and ran, None if it did not
+    come that far.
+    """
 
     code: Code
+    type = ""
+    traceback = ""
+    exit = ""
+    stack = ""
+    receipt: Receipt | None = None
+
+    def _tell(self, title: str, story: str) -> None:
+        """Let a long story be printed below the local traceback."""
+        if not story:
+            return
+        if sys.version_info >= (3, 11):
+            self.add_note(f"\n{title}\n{story.rstrip()}")
+        else:
+            self.story = f"\n\n{title}\n{story.rstrip()}"
+
+    if sys.version_info < (3, 11):  # no notes yet
+        story = ""
+
+        def __str__(self) -> str:
+            return super().__str__() + self.story
 
 
 class BadFrame(RequestError):
@@ -143,6 +177,39 @@ class Unavailable(RequestError):
     """No consumer can be started."""
 
     code = Code.UNAVAILABLE
+
+
+_BY_CODE = {int(each.code): each for each in RequestError.__subclasses__()}
+_STORIES = {
+    "traceback": "In the daemon's handler:",
+    "stack": "Where the daemon's handler was:",
+    "exit": "",
+}
+
+
+def restore(code: int, detail: bytes, receipt: Receipt | None) -> RequestError:
+    """Make the exception for an error that came over the wire, whatever state its detail is in."""
+    try:
+        fields: dict[str, Any] = json.loads(detail)
+    except (ValueError, RecursionError):
+        fields = {}
+    if not isinstance(fields, dict):
+        fields = {}
+    text = {name: value for name, value in fields.items() if isinstance(value, str)}
+    kind, message = text.get("type", ""), text.get("message", "")
+    known = _BY_CODE.get(code)
+    if known is HandlerError:
+        message = ": ".join(filter(None, (kind, message)))
+    error = known(message) if known else RequestError(f"error {code}, which this client does not know: {message}")
+    if known is None:
+        error.code = code  # type: ignore[assignment]  # a newer daemon's
+    error.type, error.receipt = kind, receipt
+    for name, title in _STORIES.items():
+        if name in text:
+            setattr(error, name, text[name])
+            if title:
+                error._tell(title, text[name])
+    return error
 
 
 class Failure(NamedTuple):

@@ -33,9 +33,14 @@ def claims_path(folder: str, number: int) -> str:
     return f"{folder}/c{number}.claims"
 
 
+def credits_path(folder: str, number: int) -> str:
+    """The FIFO of what clients have taken of the reply that a consumer streams."""
+    return f"{folder}/c{number}.credits"
+
+
 def forget_consumer(folder: str, number: int) -> None:
     """Remove the files of a consumer that has ended; a front that needs them has them open."""
-    for path in claims_path(folder, number), jobs_path(folder, number):
+    for path in claims_path(folder, number), credits_path(folder, number), jobs_path(folder, number):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 

@@ -36,7 +36,7 @@ from .process import (
     keep_only,
     wait_readable,
 )
-from .scoreboard import DONE, JOB, Outbox, Scoreboard
+from .scoreboard import BEGUN, DONE, JOB, Outbox, Scoreboard
 from .watchdog import STACK_SIGNAL, MemoryWatch, Watchdog, kill_group
 from .wire import Kind, Record
 
@@ -270,6 +270,7 @@ class Forker:
             exit=ended + each.reason,
             used=f", after {usage.ru_utime + usage.ru_stime:.2f} s of CPU and at most {peak} MiB of memory",
             job=each.slot[JOB],
+            begun=each.slot[BEGUN],
             given=bool(each.slot[DONE] or each.slot[JOB]),
             **more,
         )

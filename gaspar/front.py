@@ -7,21 +7,24 @@ drain results, reply. It also hears from the supervisor which consumers come, go
 from __future__ import annotations
 
 import logging
-import os
 import socket
+from collections.abc import Callable, Collection
 from typing import Any
 
 import zmq
 
 from . import green
+from .crew import Crew
+from .deadlines import Deadlines
 from .dispatch import PATIENCE, Dispatcher, Job
 from .errors import Code, Failure, failure
 from .limits import Limits
-from .links import ConsumerLink, Results
+from .links import Results
 from .process import Lifeline, keep_only
 from .reception import Reception, raise_file_limit
 from .scoreboard import JOB, Scoreboard
-from .wire import Kind, Record, Result, generation_of
+from .version import __version__
+from .wire import CLOSE, PART, Kind, Record, Result
 
 log = logging.getLogger(__name__)
 
@@ -58,24 +61,19 @@ class Front:
         self, folder: str, scoreboard: Scoreboard, limits: Limits, generation: int, lifeline: Lifeline
     ) -> None:
         self._limits = limits
-        self._folder = folder
-        self._scoreboard = scoreboard
-        self._generation = generation
         self._lifeline = lifeline
         self._dispatcher = Dispatcher(generation, limits.depth)
-        self._reception = Reception(limits, self._dispatcher, self._on_requests)
+        self._reception = Reception(limits, self._dispatcher, self, f"gaspar/{__version__}")
+        self._deadlines = Deadlines()
+        self._deadline_look: Callable[[], None] | None = None  # prevents the next look at them
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._results = Results(self._context, folder, generation)
-        self._links: dict[int, ConsumerLink] = {}
-        self._pids: dict[int, int] = {}
-        self._slots: dict[int, int] = {}
+        self._crew = Crew(self._context, folder, scoreboard, self._dispatcher, generation)
         self._watching = False  # the next look at overdue jobs is scheduled
         self._expiry: float | None = None  # when the next look at who waited too long is due
         self._alone_since = green.monotonic()  # since when there is no consumer
-        self._occupied: dict[int, memoryview] = {}  # slots of consumers that run jobs of a front that died
         self._orphaned = False
-        self._retiring: set[int] = set()
         self._draining = False
         self._drain_end = 0.0
         self._done = green.Latch()
@@ -91,7 +89,7 @@ class Front:
 
     # ---- jobs out ----
 
-    def _on_requests(self) -> None:
+    def on_requests(self) -> None:
         """Requests may have come in, or what held them back is gone."""
         self._pump()
         self._rest()
@@ -101,16 +99,12 @@ class Front:
         dispatcher = self._dispatcher
         self._send_assigned()
         while (donor := dispatcher.donor()) is not None:
-            number = self._links[donor].take_back()
-            if not number:
-                dispatcher.emptied(donor)
-                continue
-            dispatcher.give_back(donor, [number])
+            self._crew.take_back(donor)
             self._send_assigned()
         if not self._watching and dispatcher.watched:
             self._watching = True
             green.later(PATIENCE, self._on_patience_over)
-        oldest = dispatcher.oldest if self._limits.max_wait or not self._links else None
+        oldest = dispatcher.oldest if self._limits.max_wait or not self._crew else None
         if oldest is not None and self._expiry is None:
             self._schedule_expiry(oldest)
 
@@ -120,13 +114,20 @@ class Front:
             return
         while pairs := self._dispatcher.assign(now):
             left = False
+            batches: dict[int, list[tuple[int, bytes | bytearray]]] = {}
             for consumer, job in pairs:
-                if now - job.arrived > _WAITED and job.client.is_gone():
+                if job.deadline <= now:
+                    self._dispatcher.abandon(job.number)
+                    self._on_too_late(job, now)
+                    left = True
+                elif now - job.arrived > _WAITED and job.client.is_gone():
                     self._dispatcher.abandon(job.number)
                     job.client.drop()
                     left = True
                 else:
-                    self._links[consumer].send(job.number, job.payload)
+                    batches.setdefault(consumer, []).append((job.number, job.payload))
+            for consumer, jobs in batches.items():
+                self._crew.send(consumer, jobs)
             if not left:
                 return
 
@@ -145,24 +146,21 @@ class Front:
                     f"waited {now - job.arrived:.3f} s for a consumer, {self._limits.max_wait:g} allowed (--max-wait)"
                 )
                 log.warning("request %d of %s: %s", job.number, job.client, text)
-                job.client.fail(failure(Code.TIMEOUT, text))
-        if not self._links and now - self._alone_since >= _NO_CONSUMER:
+                self._fail(job, failure(Code.TIMEOUT, text), now - job.arrived)
+        if not self._crew and now - self._alone_since >= _NO_CONSUMER:
             for job in self._dispatcher.expire(now - _NO_CONSUMER):
                 text = f"there has been no consumer for {now - self._alone_since:.0f} s"
                 log.warning("request %d of %s: %s", job.number, job.client, text)
-                job.client.fail(failure(Code.UNAVAILABLE, text))
+                self._fail(job, failure(Code.UNAVAILABLE, text), now - job.arrived)
         self._look_if_drained()
         self._pump()
 
     def _on_patience_over(self) -> None:
         self._watching = False
         for consumer in self._dispatcher.overdue(green.monotonic()):
-            self._take_back_all(consumer)
+            self._crew.take_back_all(consumer)
+            self._take(self._crew.results_held(consumer))
         self._pump()
-
-    def _take_back_all(self, consumer: int) -> None:
-        self._dispatcher.give_back(consumer, self._links[consumer].drain())
-        self._dispatcher.emptied(consumer)
 
     # ---- results in, replies out ----
 
@@ -182,20 +180,112 @@ class Front:
 
     def _take(self, results: list[Result]) -> None:
         now = green.monotonic()
-        answered = [(self._dispatcher.done(each.number, each.ran, now), each) for each in results]
+        answered = []
+        for each in results:
+            if each.code == PART:
+                self._on_part(each)
+            elif (job := self._dispatcher.done(each.number, each.ran, now)) is not None and job.client is not None:
+                answered.append((job, each))
         self._pump()  # the consumers go on while the replies are sent
         for job, result in answered:
-            if job is not None:
-                self._answer(job, result)
-        for number in [each for each in self._retiring if self._dispatcher.is_retired(each)]:
-            self._on_retired(number)
+            self._answer(job, result)
+        self._reception.flush()
+        self._tell_retired()
         self._look_if_drained()
 
+    def _tell_retired(self) -> None:
+        for number in self._crew.take_retired():
+            self._lifeline.send(Kind.RETIRED, number=number)
+
     def _answer(self, job: Job, result: Result) -> None:
+        client, job.client = job.client, None
+        if client is None:  # it was let go while the consumers were given more
+            return
+        waited = max(0, result.begun // 1000 - int(job.arrived * 1e6))
         if result.code:
-            job.client.fail(Failure(Code(result.code), bytes(result.body)))
+            client.fail(job, Failure(Code(result.code), bytes(result.body)), waited, result.ran)
         else:
-            job.client.reply(result.body)
+            client.reply(job, result.body, waited, result.ran)
+
+    def _fail(self, job: Job, why: Failure, waited: float, ran: float = 0.0) -> None:
+        """Answer a job with an error, if somebody waits for it; seconds, `ran` 0 if it has not begun."""
+        if job.client is not None:
+            client, job.client = job.client, None
+            client.fail(job, why, int(waited * 1e6), int(ran * 1e6))
+
+    def _on_part(self, result: Result) -> None:
+        """A part of a streamed reply has come."""
+        job = self._dispatcher.find(result.number)
+        if job is None:
+            return
+        job.streamed = True
+        if job.client is None:
+            self.credit(job, CLOSE)
+        else:
+            job.client.part(job, result.body)
+
+    def credit(self, job: Job, size: int) -> None:
+        """A client has taken a part of a streamed reply, of so many bytes; or wants no more, CLOSE."""
+        self._crew.credit(job, size)
+
+    # ---- deadlines and cancelling ----
+
+    def expect(self, job: Job) -> None:
+        """A job has a deadline."""
+        if self._deadlines.add(job):
+            self._look_at_deadlines_later()
+
+    def _look_at_deadlines_later(self) -> None:
+        if self._deadline_look is not None:
+            self._deadline_look()
+        first = self._deadlines.first
+        wait = None if first is None else max(0.0, first - green.monotonic())
+        self._deadline_look = None if wait is None else green.later(wait, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._deadline_look = None
+        now = green.monotonic()
+        for job in self._deadlines.passed(now):
+            self._on_too_late(job, now)
+        self._look_at_deadlines_later()
+        self._look_if_drained()
+        self._pump()
+
+    def _on_too_late(self, job: Job, now: float) -> None:
+        client = job.client
+        if client is not None:
+            ((waited, ran),) = self.cancel([job])
+            state = f"had run for {ran / 1e6:.3f} s" if ran else "had not begun"
+            text = f"its deadline passed after {now - job.arrived:.3f} s; it {state}"
+            client.fail(job, failure(Code.TIMEOUT, text), waited, ran)
+
+    def cancel(self, jobs: Collection[Job]) -> list[tuple[int, int]]:
+        """Nobody waits for these jobs any more: drop what has not begun, let the rest end unseen.
+
+        Returns:
+            For each how long it waited and ran until now, microseconds; it ran 0 if it had not begun.
+        """
+        dispatcher, now = self._dispatcher, green.monotonic_ns()
+        in_flight = [job for job in jobs if not dispatcher.drop(job)]
+        holders = {dispatcher.holder(job.number) for job in in_flight}
+        for consumer in holders:
+            if consumer is not None:
+                self._crew.take_back_all(consumer)
+                green.later(0, self._pump)
+        for job in in_flight:
+            dispatcher.drop(job)
+        receipts = []
+        for job in jobs:
+            job.client = None
+            arrived = int(job.arrived * 1e9)
+            if dispatcher.holder(job.number) is None:
+                receipts.append((max(0, now - arrived) // 1000, 0))
+                continue
+            begun = self._crew.begun(job) or now  # or it is about to begin, or has just ended
+            receipts.append((max(0, begun - arrived) // 1000, max(1, (now - begun) // 1000)))
+            if job.streamed:
+                self.credit(job, CLOSE)
+        return receipts
 
     # ---- what the supervisor says ----
 
@@ -215,72 +305,34 @@ class Front:
     def _on_record(self, record: Record) -> None:
         kind, fields = record
         if kind is Kind.CONSUMER_READY:
-            self._add_consumer(fields["number"], fields["slot"], fields["pid"])
+            was_occupied = self._crew.occupied
+            self._crew.add(fields["number"], fields["slot"], fields["pid"], green.monotonic())
+            if self._crew.occupied and not was_occupied:
+                green.later(_OCCUPIED_LOOK, self._look_at_occupied)
         elif kind is Kind.CONSUMER_GONE:
             self._lose_consumer(fields["number"], fields)
         elif kind is Kind.RETIRE:
-            self._retire(fields["number"])
+            self._crew.retire(fields["number"])
+            self._tell_retired()
         elif kind is Kind.DRAIN:
             self._drain(fields["grace"])
 
-    def _add_consumer(self, number: int, slot: int, pid: int) -> None:
-        try:
-            self._links[number] = link = ConsumerLink(self._context, self._folder, number)
-        except OSError as error:  # it is gone again; the supervisor is about to say so
-            log.debug("consumer %d: %s", number, error)
-            return
-        self._pids[number], self._slots[number] = pid, slot
-        link.drain()  # what a front that died had given it: nobody waits for it any more
-        running = self._scoreboard.slot(slot)
-        occupied = self._is_of_another_front(running[JOB])
-        self._dispatcher.add_consumer(number, green.monotonic(), occupied=occupied)
-        if occupied:
-            if not self._occupied:
-                green.later(_OCCUPIED_LOOK, self._look_at_occupied)
-            self._occupied[number] = running
-
-    def _is_of_another_front(self, job: int) -> bool:
-        return bool(job) and generation_of(job) != self._generation
-
     def _look_at_occupied(self) -> None:
-        for number, running in list(self._occupied.items()):
-            if not self._is_of_another_front(running[JOB]):
-                del self._occupied[number]
-                self._dispatcher.vacate(number)
-                if self._dispatcher.is_retired(number):
-                    self._on_retired(number)
+        self._crew.look_at_occupied()
+        self._tell_retired()
         self._pump()
-        if self._occupied:
+        if self._crew.occupied:
             green.later(_OCCUPIED_LOOK, self._look_at_occupied)
-
-    def _retire(self, number: int) -> None:
-        """Give a consumer nothing more; say so when it holds nothing any more."""
-        if number in self._links:
-            self._retiring.add(number)
-            self._dispatcher.retire_consumer(number)
-            self._take_back_all(number)
-            if self._dispatcher.is_retired(number):
-                self._on_retired(number)
-
-    def _on_retired(self, number: int) -> None:
-        self._retiring.discard(number)
-        self._lifeline.send(Kind.RETIRED, number=number)
 
     def _lose_consumer(self, number: int, end: dict[str, Any]) -> None:
         """A consumer has ended; `end` is what its forker said of that."""
-        link = self._links.pop(number, None)
-        if link is None:
+        removed = self._crew.remove(number)
+        if removed is None:
             return
-        if not self._links:
+        member, begun = removed
+        if not self._crew:
             self._alone_since = green.monotonic()
-        self._pids.pop(number)
-        slot = self._slots.pop(number)
-        outbox = self._scoreboard.outbox(slot)
-        running = end["job"] or self._scoreboard.slot(slot)[JOB]  # its forker may have died with it
-        self._occupied.pop(number, None)
-        self._retiring.discard(number)
-        begun = self._dispatcher.lose_consumer(number, link.drain())
-        link.close()
+        running = end["job"] or member.slot[JOB]  # its forker may have died with it
 
         def give_up(job: Job) -> None:
             self._on_results()
@@ -288,7 +340,7 @@ class Front:
                 self._on_lost(job, end)
 
         for job in begun:
-            if result := outbox.find(job.number):
+            if result := member.outbox.find(job.number):
                 self._take([result])
             elif job.number == running:
                 give_up(job)
@@ -297,19 +349,23 @@ class Front:
 
     def _on_lost(self, job: Job, end: dict[str, Any]) -> None:
         """A job had begun, and its consumer has ended without a result."""
+        if job.client is None:
+            return
         if "why" in end and job.number == end["job"]:
             text = end["why"]
             why = failure(Code.TIMEOUT, text, stack=end["stack"])
         else:
             text = f"its consumer (pid {end['pid']}) ended: {end['exit']}{end.get('used', '')}"
-            if job.tries < self._limits.retries:
+            if job.tries < self._limits.retries and not job.streamed:
                 log.warning("request %d of %s: %s; trying again", job.number, job.client, text)
                 self._dispatcher.retry(job)
                 self._pump()
                 return
             why = failure(Code.CONSUMER_LOST, text, exit=end["exit"])
         log.warning("request %d of %s lost: %s", job.number, job.client, text)
-        job.client.fail(why)
+        now = green.monotonic()
+        begun = end["begun"] / 1e9 if job.number == end["job"] else now
+        self._fail(job, why, max(0.0, begun - job.arrived), max(1e-6, now - begun))
         self._look_if_drained()
 
     # ---- the end ----
@@ -347,11 +403,9 @@ class Front:
 
     def _look_for_consumers(self) -> None:
         """Without a supervisor nobody says which consumers are gone."""
-        for number, pid in list(self._pids.items()):
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                self._lose_consumer(number, {"pid": pid, "exit": "unknown, without a supervisor", "job": 0})
+        for number, pid in self._crew.find_gone():
+            end = {"pid": pid, "exit": "unknown, without a supervisor", "job": 0, "begun": 0}
+            self._lose_consumer(number, end)
         self._pump()
-        if not self._pids and self._dispatcher.waiting:
+        if not self._crew and self._dispatcher.waiting:
             self._drain_end = 0.0  # nobody will ever run them

@@ -23,22 +23,31 @@ def start() -> None:
     hubs.use_hub()
 
 
-def watch(fd: int, callback: Callable[[], None]) -> Callable[[], None]:
-    """Call `callback` from the hub whenever the descriptor is readable; it must not wait for anything.
+def watch(fd: int, callback: Callable[[], None], *, write: bool = False) -> Callable[[], None]:
+    """Call `callback` from the hub whenever the descriptor is readable, or writable; it must not wait for anything.
 
     Returns:
         A function that ends this.
     """
 
-    def on_readable(_fd: int) -> None:
+    watching = True
+
+    def on_ready(_fd: int) -> None:
+        if not watching:  # it has ended in this very turn of the hub, which had seen the event before
+            return
         try:
             callback()
         except Exception:
             log.exception("unexpected error")
 
+    def stop() -> None:
+        nonlocal watching
+        watching = False
+        hub.remove(listener)
+
     hub = hubs.get_hub()
-    listener = hub.add(hub.READ, fd, on_readable, on_readable, None)
-    return lambda: hub.remove(listener)
+    listener = hub.add(hub.WRITE if write else hub.READ, fd, on_ready, on_ready, None)
+    return stop
 
 
 def wait_readable(fd: int, seconds: float) -> bool:
@@ -92,8 +101,12 @@ def kill(thread: Any) -> None:
     eventlet.kill(thread)
 
 
-def later(seconds: float, callback: Callable[[], None]) -> None:
-    """Call `callback` from the hub in `seconds`; it must not wait for anything."""
+def later(seconds: float, callback: Callable[[], None]) -> Callable[[], None]:
+    """Call `callback` from the hub in `seconds`; it must not wait for anything.
+
+    Returns:
+        A function that prevents it; of no effect afterwards.
+    """
 
     def on_time() -> None:
         try:
@@ -101,7 +114,8 @@ def later(seconds: float, callback: Callable[[], None]) -> None:
         except Exception:
             log.exception("unexpected error")
 
-    hubs.get_hub().schedule_call_global(seconds, on_time)
+    cancel: Callable[[], None] = hubs.get_hub().schedule_call_global(seconds, on_time).cancel
+    return cancel
 
 
 class Latch:
@@ -120,4 +134,4 @@ class Latch:
         self._event.wait()
 
 
-monotonic = time.monotonic
+monotonic, monotonic_ns = time.monotonic, time.monotonic_ns

@@ -168,6 +168,9 @@ class Limits:
     max_connections: int = _limit(
         "auto", _count(1, 10**9, lambda: NONE), "N|auto", "clients at once, more wait; auto = as the file limit allows"
     )
+    max_in_flight: int = _limit(
+        256, _count(1, 10**6), "N", "unanswered requests on one framed connection; more are refused at once"
+    )
     max_requests: int = _limit(
         "none", _or_none(_count(1, 10**9)), "N", "a consumer is replaced after about N requests (10 % jitter)"
     )

@@ -3,20 +3,50 @@
 A claim pipe is a FIFO that holds the numbers of the jobs that a consumer was sent and has not begun.
 Whoever reads a number has the job: the consumer to run it, or the front to take it back. The kernel
 gives each number to one reader, because all reads and writes are of whole numbers, pipe(7).
+
+A consumer that streams a reply sends the next part when enough of the last ones is with its client; a
+second FIFO, the credit pipe, says what is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 
 import zmq
 
-from .folders import claims_path, jobs_path, results_path
-from .wire import APART, CLAIM, JOB, RESULT, Result, generation_of
+from .folders import claims_path, credits_path, jobs_path, results_path
+from .process import wait_readable
+from .wire import (
+    ALONE,
+    APART,
+    CLAIM,
+    CLOSE,
+    CREDIT,
+    ENTRY,
+    JOB,
+    ONE,
+    PART,
+    RESULT,
+    SEVERAL,
+    SIZE,
+    Result,
+    generation_of,
+)
 
+_SHORT = 4096  # bytes; only shorter jobs are put together in one message
+_MOST_HELD = 16  # results; fewer than an outbox has room for
+_HASTE = 100  # microseconds; the result of a job that ran for longer is not held
 _LINGER = 1000  # milliseconds that a leaving consumer's last results have to get out
-_READ_ALL = 4096  # bytes; many more than `depth` claims
+_READ_ALL = 4096  # bytes; many more than `depth` claims, or credits of a stream
+_MAX_PARTS, _MAX_BYTES = 8, 1024 * 1024  # of a streamed reply, on their way to its client
+_LOOK = 1.0  # seconds between looks whether the parent still lives
+
+
+def _open_fifo(path: str) -> int:
+    """Open to read and write, so that what is in it outlives the other end and writing never raises EPIPE."""
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _read_claim(fd: int) -> int:
@@ -50,17 +80,20 @@ class Results:
         return fd
 
     def drain(self, most: int) -> list[Result]:
-        """Return what has come, at most `most`; fewer mean that there is no more."""
+        """Return what has come, at least `most` unless there is no more."""
         results: list[Result] = []
         recv = self._socket.recv
         try:
             while len(results) < most:
                 data = recv(zmq.NOBLOCK)
-                number, begun, ran, code, apart = RESULT.unpack_from(data)
-                body: bytes | memoryview = data[RESULT.size :]
-                if apart:  # the parts of a message arrive together
+                number, begun, ran, code, how = RESULT.unpack_from(data)
+                if how == ONE:
+                    results.append(Result(number, begun, ran, code, data[RESULT.size :]))
+                elif how == ALONE:  # the parts of a message arrive together
                     body = self._socket.recv(zmq.NOBLOCK, copy=False).buffer
-                results.append(Result(number, begun, ran, code, body))
+                    results.append(Result(number, begun, ran, code, body))
+                else:
+                    results += _split(data)
         except zmq.Again:
             pass
         return results
@@ -68,6 +101,18 @@ class Results:
     def close(self) -> None:
         """Close."""
         self._socket.close()
+
+
+def _split(data: bytes) -> list[Result]:
+    """Take apart several results that came in one message."""
+    results, at = [], RESULT.size
+    while at < len(data):
+        number, begun, ran, code, _ = RESULT.unpack_from(data, at)
+        at += RESULT.size
+        (size,) = SIZE.unpack_from(data, at)
+        at += SIZE.size + size
+        results.append(Result(number, begun, ran, code, data[at - size : at]))
+    return results
 
 
 class ConsumerLink:
@@ -78,8 +123,12 @@ class ConsumerLink:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str, number: int) -> None:
-        # read and write, so that claims outlive the consumer and writing never raises EPIPE
-        self._claims = os.open(claims_path(folder, number), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._claims = _open_fifo(claims_path(folder, number))
+        try:
+            self._credits = _open_fifo(credits_path(folder, number))
+        except OSError:
+            os.close(self._claims)
+            raise
         self._socket = context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # bounded by depth
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -89,10 +138,22 @@ class ConsumerLink:
         """Send a job; its claim goes first, so that a consumer never sees a job without its claim."""
         os.write(self._claims, CLAIM.pack(number))
         if len(payload) < APART:
-            self._socket.send(JOB.pack(number, 0) + payload, zmq.NOBLOCK)
+            self._socket.send(JOB.pack(number, ONE) + payload, zmq.NOBLOCK)
         else:
-            self._socket.send(JOB.pack(number, 1), zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(JOB.pack(number, ALONE), zmq.NOBLOCK | zmq.SNDMORE)
             self._socket.send(payload, zmq.NOBLOCK, copy=False)
+
+    def send_all(self, jobs: list[tuple[int, bytes | bytearray]]) -> None:
+        """Send jobs, (number, payload) each, in this order; short ones in one message."""
+        if len(jobs) == 1 or any(len(payload) >= _SHORT for _, payload in jobs):
+            for number, payload in jobs:
+                self.send(number, payload)
+            return
+        os.write(self._claims, b"".join([CLAIM.pack(number) for number, _ in jobs]))
+        parts: list[bytes | bytearray] = [JOB.pack(0, SEVERAL)]
+        for number, payload in jobs:
+            parts += (ENTRY.pack(number, len(payload)), payload)
+        self._socket.send(b"".join(parts), zmq.NOBLOCK)
 
     def take_back(self) -> int:
         """Take back the oldest job that has not begun; 0 if all have."""
@@ -106,10 +167,16 @@ class ConsumerLink:
             return []
         return [number for (number,) in CLAIM.iter_unpack(data)]
 
+    def credit(self, number: int, size: int) -> None:
+        """Say that a client has taken a part of so many bytes; CLOSE: that nobody wants any more."""
+        with contextlib.suppress(BlockingIOError):  # full of what is of no interest any more: nobody reads it
+            os.write(self._credits, CREDIT.pack(number, size))
+
     def close(self) -> None:
         """Close."""
         self._socket.close()
         os.close(self._claims)
+        os.close(self._credits)
 
 
 # ---- the consumer's end ----
@@ -123,9 +190,11 @@ class ConsumerEnd:
     """
 
     def __init__(self, folder: str, number: int, watched: int) -> None:
-        path = claims_path(folder, number)
-        os.mkfifo(path, 0o600)
-        self._claims = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        for path in claims_path(folder, number), credits_path(folder, number):
+            os.mkfifo(path, 0o600)
+        self._claims = _open_fifo(claims_path(folder, number))
+        self._credits = _open_fifo(credits_path(folder, number))
+        self._parts = self._part_bytes = 0  # of the stream, that its client has not taken
         self._folder = folder
         self._context = zmq.Context(io_threads=1)
         self._jobs = self._context.socket(zmq.PULL)
@@ -134,6 +203,8 @@ class ConsumerEnd:
         self._jobs.bind("ipc://" + jobs_path(folder, number))
         self._results: zmq.Socket[bytes] | None = None
         self._front = -1  # the generation of the front that `_results` is connected to
+        self._came: deque[tuple[int, bytes]] = deque()  # jobs of one message, not yet claimed
+        self._held: list[tuple[int, int, int, int, bytes | memoryview]] = []  # results of one front, not yet sent
         self._claim = 0  # a number that was read and whose job has not come yet
         self._poller = zmq.Poller()
         self._poller.register(self._jobs, zmq.POLLIN)
@@ -145,15 +216,31 @@ class ConsumerEnd:
 
     def recv(self) -> tuple[int, bytes] | None:
         """Return the number and payload of the next job that is to be run, or None if none has come."""
-        try:
-            while True:
-                data = self._jobs.recv(zmq.NOBLOCK)
-                number, apart = JOB.unpack_from(data)
-                payload = self._jobs.recv(zmq.NOBLOCK) if apart else data[JOB.size :]
-                if self._is_mine(number):
-                    return number, payload
-        except zmq.Again:
-            return None
+        while True:
+            if not self._came:
+                try:
+                    self._take_message()
+                except zmq.Again:
+                    self._flush()
+                    return None
+            number, payload = self._came.popleft()
+            if self._is_mine(number):
+                return number, payload
+
+    def _take_message(self) -> None:
+        data = self._jobs.recv(zmq.NOBLOCK)
+        number, how = JOB.unpack_from(data)
+        if how == ONE:
+            self._came.append((number, data[JOB.size :]))
+        elif how == ALONE:
+            self._came.append((number, self._jobs.recv(zmq.NOBLOCK)))
+        else:
+            at = JOB.size
+            while at < len(data):
+                number, size = ENTRY.unpack_from(data, at)
+                start = at + ENTRY.size
+                at = start + size
+                self._came.append((number, data[start:at]))
 
     def _is_mine(self, number: int) -> bool:
         """Claim a job. False if the front has taken it back."""
@@ -168,15 +255,84 @@ class ConsumerEnd:
                 return False
             self._claim = 0  # left by a front that died before it sent the job
 
-    def send(self, number: int, begun: int, ran: int, code: int, body: bytes | memoryview) -> None:
-        """Send a job's result to the front that sent the job."""
+    def send(
+        self, number: int, begun: int, ran: int, code: int, body: bytes | memoryview, *, noted: bool = False
+    ) -> None:
+        """Send a job's result to the front that sent the job.
+
+        Results of the shortest jobs go together, while the next job is at hand. Should that one take long,
+        the front takes what is held from the outbox.
+
+        Args:
+            noted: it is in the outbox.
+        """
+        held = self._held
+        if noted and self._came and ran < _HASTE and len(held) < _MOST_HELD:
+            held.append((number, begun, ran, code, bytes(body)))  # a copy of what may change
+            return
+        if held:
+            if noted:
+                held.append((number, begun, ran, code, body))
+                self._flush()
+                return
+            self._flush()
         results = self._connected(generation_of(number))
         if len(body) < APART:
-            results.send(RESULT.pack(number, begun, ran, code, 0) + body)
+            results.send(RESULT.pack(number, begun, ran, code, ONE) + body)
         else:
-            results.send(RESULT.pack(number, begun, ran, code, 1), zmq.SNDMORE)
+            results.send(RESULT.pack(number, begun, ran, code, ALONE), zmq.SNDMORE)
             # only what cannot change later may be sent without a copy
             results.send(body, 0, copy=not isinstance(body, bytes))
+
+    def _flush(self) -> None:
+        """Send what is held."""
+        held, self._held = self._held, []
+        if not held:
+            return
+        parts: list[bytes | memoryview] = [RESULT.pack(0, 0, 0, 0, SEVERAL)]
+        for number, begun, ran, code, body in held:
+            parts += (RESULT.pack(number, begun, ran, code, ONE), SIZE.pack(len(body)), body)
+        self._connected(generation_of(held[-1][0])).send(b"".join(parts))
+
+    def begin_stream(self) -> None:
+        """Forget what was said of other streams."""
+        self._parts = self._part_bytes = 0
+
+    def send_part(self, number: int, begun: int, part: bytes | memoryview) -> bool:
+        """Send a part of a job's reply as soon as its client has taken enough of those before.
+
+        Returns:
+            False if nobody wants it, or any further one.
+        """
+        size = len(part)
+        parent = os.getppid()
+        while True:
+            if not self._take_credits(number):
+                return False
+            if not self._parts or (self._parts < _MAX_PARTS and self._part_bytes + size <= _MAX_BYTES):
+                break
+            # in doubt the front that is to say it has died: its successor closes the stream
+            if not wait_readable([self._credits], _LOOK) and os.getppid() != parent:
+                return False
+        self._parts += 1
+        self._part_bytes += size
+        self.send(number, begun, 0, PART, part)
+        return True
+
+    def _take_credits(self, number: int) -> bool:
+        """Take in what came of the credit pipe. False if the stream is to be closed."""
+        try:
+            data = os.read(self._credits, _READ_ALL)
+        except BlockingIOError:
+            return True
+        for job, size in CREDIT.iter_unpack(data):
+            if job != number:
+                continue
+            if size == CLOSE:
+                return False
+            self._parts -= 1
+            self._part_bytes -= size
+        return True
 
     def _connected(self, generation: int) -> zmq.Socket[bytes]:
         if self._results is None or self._front != generation:
@@ -191,7 +347,9 @@ class ConsumerEnd:
 
     def close(self) -> None:
         """Let the last results out, then close."""
+        self._flush()
         os.close(self._claims)
+        os.close(self._credits)
         self._jobs.close()
         if self._results is not None:
             self._results.close()

@@ -16,13 +16,18 @@ import select
 import socket
 import struct
 import termios
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import green
 from .address import Address
 from .errors import Failure, RequestError, TooBig
 from .limits import Limits
 from .wire import OneShotParser
+
+if TYPE_CHECKING:
+    from .dispatch import Job
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +45,31 @@ class Door(Protocol):
     """What a client's connection needs of the front."""
 
     limits: Limits
-    busy: set[OneShot]  # those with a green thread
+    busy: set[Any]  # connections that a drain waits for: here, those with a green thread
 
     def admit(self, size: int) -> None:
         """A request of so many bytes is announced. Raises Overloaded if it is refused."""
 
-    def submit(self, payload: bytes | bytearray, client: OneShot) -> None:
+    def submit(self, payload: bytes | bytearray, client: OneShot) -> Job:
         """A request that was admitted is complete."""
+
+    def cancel(self, jobs: Collection[Job]) -> Any:
+        """Nobody waits for these jobs any more."""
+
+    def credit(self, job: Job, size: int) -> None:
+        """The client has taken a part of a streamed reply."""
 
     def withdraw(self, size: int) -> None:
         """A request that was admitted will never be complete."""
 
     def owe(self, size: int) -> None:
         """A reply of so many bytes is held until its client has taken it; negative: it is let go."""
+
+    def go_on_framed(self, sock: socket.socket, peer: Any, data: bytes) -> None:
+        """A connection has turned out to be one of the framed protocol; `data` came behind its name."""
+
+    def on_requests(self) -> None:
+        """Requests may have come in."""
 
     def closed(self) -> None:
         """A connection is gone."""
@@ -61,7 +78,21 @@ class Door(Protocol):
 class OneShot:
     """A TCP client."""
 
-    __slots__ = ("_admitted", "_door", "_excess", "_owed", "_parser", "_peer", "_sock", "_thread", "moved", "reading")
+    __slots__ = (
+        "_admitted",
+        "_door",
+        "_excess",
+        "_outgoing",
+        "_owed",
+        "_parser",
+        "_peer",
+        "_sock",
+        "_stream",
+        "_thread",
+        "_whole",
+        "moved",
+        "reading",
+    )
 
     def __init__(self, door: Door, sock: socket.socket, peer: Any) -> None:
         self._door = door
@@ -71,6 +102,10 @@ class OneShot:
         self._admitted = -1  # bytes that the front expects of this request; -1: none yet
         self._owed = 0  # bytes of its reply that the front holds for it
         self._excess = False  # bytes came after the request
+        # what the kernel did not take at once of the reply: the rest and the size of each part
+        self._outgoing: deque[tuple[memoryview, int]] | None = None
+        self._whole = False  # with that, the reply is whole
+        self._stream: Job | None = None  # whose reply comes in parts, and goes on
         self._thread: Any = None
         self.reading = True
         self.moved = 0.0  # when a slow client last sent or took something; seconds, monotonic
@@ -107,6 +142,9 @@ class OneShot:
             parser.eof()
             self._close(whole=True)  # a probe: connected, sent nothing, left
             return False
+        if parser.is_framed:
+            self._hand_over(parser.excess)
+            return False
         if self._admitted < 0 <= parser.size:
             self._door.admit(parser.size)
             self._admitted = parser.size
@@ -121,6 +159,14 @@ class OneShot:
         count = self._sock.recv_into(parser.space(), 0, socket.MSG_DONTWAIT)
         parser.filled(count)
         return count
+
+    def _hand_over(self, data: bytes) -> None:
+        threaded = self._thread is not None
+        self._parser = self._thread = None
+        self._door.busy.discard(self)
+        self._door.go_on_framed(self._sock, self._peer, data)
+        if threaded:
+            self._door.on_requests()
 
     def _await(self, seconds: float) -> bool:
         """Let others run until something new has come; False if it did not within `seconds`."""
@@ -170,6 +216,10 @@ class OneShot:
         self._excess = bool(parser.excess)
         self._admitted = -1
         self._door.submit(parser.payload, self)
+        if self._thread is not None:  # it is not one of a batch, whose end the door hears of
+            self._thread = None
+            self._door.busy.discard(self)
+            self._door.on_requests()
 
     def is_gone(self) -> bool:
         """True if the client is known to have left: its connection was reset, or ended both ways."""
@@ -190,33 +240,59 @@ class OneShot:
 
     # ---- the reply ----
 
-    def reply(self, body: bytes | memoryview) -> None:
-        """Send the whole reply, then end the connection so that the client knows that it is whole."""
-        try:
-            sent = self._sock.send(body, socket.MSG_DONTWAIT) if len(body) else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:  # the client is gone
-            log.debug("%s: %s", self, error)
-            self._close(whole=False)
-            return
-        if sent == len(body):
-            self._finish()
-        else:
-            self._owed = len(body)
-            self._door.owe(self._owed)
-            self._spawn(self._write_rest, memoryview(body)[sent:])
+    @property
+    def holds(self) -> int:
+        """Bytes of its reply that the client has not taken."""
+        return self._owed
 
-    def fail(self, why: Failure) -> None:
+    def reply(self, job: Job, body: bytes | memoryview, waited: int, ran: int) -> None:
+        """Send the whole reply, or its last part, then end the connection so that the client knows that it is whole."""
+        self._stream = None
+        self._whole = True
+        if self._send(body):
+            self._finish()
+
+    def part(self, job: Job, body: bytes | memoryview) -> None:
+        """Send a part of the reply; the door is told when the kernel has it."""
+        self._stream = job
+        if self._send(body):
+            self._door.credit(job, len(body))
+
+    def fail(self, job: Job, why: Failure, waited: int, ran: int) -> None:
         """End the connection with a reset; the protocol has no room for the reason."""
         log.debug("%s: %s: %s", self, why.code.name, why.message)
-        self._close(whole=False)
+        self._stream = None
+        self.abort()
 
-    def _write_rest(self, rest: memoryview) -> None:
+    def _send(self, body: bytes | memoryview) -> bool:
+        """True if all of it is with the kernel now; else what is left is sent as the client takes it."""
+        sent = 0
+        if self._outgoing is None:
+            try:
+                sent = self._sock.send(body, socket.MSG_DONTWAIT) if len(body) else 0
+            except BlockingIOError:
+                pass
+            except OSError as error:  # the client is gone
+                log.debug("%s: %s", self, error)
+                self._close(whole=False)
+                return False
+            if sent == len(body):
+                return True
+            self._outgoing = deque()
+            self._spawn(self._write_rest)
+        self._owed += len(body)
+        self._door.owe(len(body))
+        self._outgoing.append((memoryview(body)[sent:], len(body)))
+        return False
+
+    def _write_rest(self) -> None:
         patience = self._door.limits.write_timeout
         self.moved = green.monotonic()
-        while rest:
-            if not green.wait_writable(self._sock.fileno(), patience):
+        outgoing = self._outgoing
+        assert outgoing is not None
+        while outgoing:
+            rest, size = outgoing[0]
+            if rest and not green.wait_writable(self._sock.fileno(), patience):
                 log.warning("%s: took nothing of its reply for %g s, %d bytes left", self, patience, len(rest))
                 self._close(whole=False)
                 return
@@ -229,7 +305,23 @@ class OneShot:
                 log.debug("%s: %s", self, error)
                 self._close(whole=False)
                 return
-        self._finish()
+            outgoing[0] = rest, size
+            if not rest:
+                outgoing.popleft()
+                self._on_sent(size)
+        self._outgoing = None
+        if self._whole:
+            self._finish()
+        else:
+            self._thread = None
+            self._door.busy.discard(self)
+
+    def _on_sent(self, size: int) -> None:
+        """All of a reply, or of a part, is with the kernel."""
+        self._owed -= size
+        self._door.owe(-size)
+        if self._stream is not None:
+            self._door.credit(self._stream, size)
 
     def _finish(self) -> None:
         """The whole reply is with the kernel."""
@@ -291,6 +383,8 @@ class OneShot:
             self._door.owe(-self._owed)
         if self._admitted >= 0:
             self._door.withdraw(self._admitted)
+        if self._stream is not None:
+            self._door.cancel([self._stream])
         self._door.closed()
 
 
@@ -317,6 +411,10 @@ class UnixOneShot(OneShot):
             self._sock.recv(take, socket.MSG_DONTWAIT)
         self._kept = 1
         return len(new)
+
+    def _hand_over(self, data: bytes) -> None:
+        self._sock.recv(self._kept + len(data), socket.MSG_DONTWAIT)  # the parser has had it
+        super()._hand_over(data)
 
     def _hung_up(self) -> bool:
         poll = select.poll()

@@ -11,11 +11,13 @@ import logging
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
 
 from . import green
-from .dispatch import Dispatcher
+from .dispatch import Dispatcher, Job
 from .errors import Overloaded
+from .framed import Framed, greeting
 from .limits import Limits
 from .oneshot import OneShot, UnixOneShot
 
@@ -43,18 +45,43 @@ def _affordable_connections() -> int:
     return max(16, (2**20 if soft == resource.RLIM_INFINITY else soft) - _OWN_FILES)
 
 
+class Desk(Protocol):
+    """What the reception needs of the front."""
+
+    def on_requests(self) -> None:
+        """Requests may have come in, or what held them back is gone."""
+
+    def expect(self, job: Job) -> None:
+        """A job has a deadline."""
+
+    def cancel(self, jobs: Collection[Job]) -> list[tuple[int, int]]:
+        """Nobody waits for these jobs any more. Returns how long each waited and ran, microseconds."""
+
+    def credit(self, job: Job, size: int) -> None:
+        """A client has taken a part of a streamed reply."""
+
+
 class Reception:
-    """The door of one front; what `oneshot.Door` asks for.
+    """The door of one front; what `oneshot.Door` and `framed.Door` ask for.
 
     Args:
-        on_requests: called when requests may have come in, or when what held them back is gone.
+        server: the daemon's name and version, for its framed clients.
     """
 
-    def __init__(self, limits: Limits, dispatcher: Dispatcher, on_requests: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, dispatcher: Dispatcher, desk: Desk, server: str) -> None:
         self.limits = limits
-        self.busy: set[OneShot] = set()  # clients with a green thread
+        self.busy: set[OneShot | Framed] = set()  # clients that a drain waits for
+        self.framed: set[Framed] = set()
+        self.greeting = greeting(server, limits)
+        self.draining = False
+        self.on_requests, self.expect, self.cancel, self.credit = (
+            desk.on_requests,
+            desk.expect,
+            desk.cancel,
+            desk.credit,
+        )
         self._dispatcher = dispatcher
-        self._on_requests = on_requests
+        self._unflushed: list[Framed] = []
         self._listeners: list[socket.socket] = []
         self._stop_accepting: list[Callable[[], None]] = []
         self._connections = 0
@@ -76,12 +103,15 @@ class Reception:
             self._start_accepting(listener)
 
     def close(self) -> None:
-        """Accept what is pending, then listen no more."""
+        """Accept what is pending, then listen no more; framed clients are told to go."""
         self._stop_all_accepting()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             self._on_accept(listener, _ALL)
             listener.close()
+        self.draining = True
+        for client in list(self.framed):
+            client.go_away()
 
     def _start_accepting(self, listener: socket.socket) -> None:
         self._stop_accepting.append(green.watch(listener.fileno(), lambda: self._on_accept(listener, _BATCH)))
@@ -106,7 +136,7 @@ class Reception:
                 break
             self._connections += 1
             kind(self, sock, peer).begin()
-        self._on_requests()
+        self.on_requests()
 
     def _pause_accepting(self, why: str) -> None:
         """Accept no client until one leaves, or after a pause."""
@@ -125,6 +155,10 @@ class Reception:
             for listener in self._listeners:
                 self._start_accepting(listener)
 
+    def go_on_framed(self, sock: socket.socket, peer: Any, data: bytes) -> None:
+        """A connection has turned out to be one of the framed protocol; `data` came behind its name."""
+        Framed(self, sock, peer, data)
+
     def closed(self) -> None:
         """A client's connection is gone."""
         self._connections -= 1
@@ -140,8 +174,10 @@ class Reception:
             Overloaded: too many requests, or bytes of them, wait already.
         """
         held = self._dispatcher.waiting_bytes + self._reading_bytes
-        if self._dispatcher.waiting >= self.limits.max_waiting and not self._dispatcher.has_room:
-            text = f"{self._dispatcher.waiting} requests wait, {self.limits.max_waiting} allowed (--max-waiting)"
+        waiting, most = self._dispatcher.waiting, self.limits.max_waiting
+        # of a batch none has been given to a consumer yet
+        if waiting >= most and waiting >= most + self._dispatcher.room:
+            text = f"{waiting} requests wait, {self.limits.max_waiting} allowed (--max-waiting)"
         elif held + size > self._max_bytes:
             allowed = f"{self._max_bytes} allowed (--max-waiting-bytes)"
             text = f"requests of {held} bytes wait or are being read, {size} more announced, {allowed}"
@@ -158,29 +194,38 @@ class Reception:
         """A request that was admitted will never be complete."""
         self._reading_bytes -= size
 
-    def submit(self, payload: bytes | bytearray, client: OneShot) -> None:
+    def submit(self, payload: bytes | bytearray, client: OneShot | Framed, tag: int = 0) -> Job:
         """A client's request is complete."""
         self._reading_bytes -= len(payload)
-        self._dispatcher.submit(payload, client, green.monotonic())
-        if client in self.busy:  # it comes from its green thread, not from a batch
-            self.busy.discard(client)
-            self._on_requests()
+        return self._dispatcher.submit(payload, client, green.monotonic(), tag)
 
     # ---- replies ----
+
+    def to_flush(self, client: Framed) -> None:
+        """Send what a client has to get when the turn of the hub is over, or a batch of results."""
+        if not self._unflushed:
+            green.later(0, self.flush)
+        self._unflushed.append(client)
+
+    def flush(self) -> None:
+        """Send what has gathered."""
+        clients, self._unflushed = self._unflushed, []
+        for client in clients:
+            client.flush()
 
     def owe(self, size: int) -> None:
         """A reply of so many bytes is held until its client has taken it; negative: it is let go."""
         self._unsent_bytes += size
         if size < 0 and self._pressed and self._unsent_bytes <= self._max_bytes:
             self._pressed = False
-            self._on_requests()
+            self.on_requests()
 
     def _on_pressure(self) -> None:
         """Too many bytes of replies are held: clients that take nothing of theirs are let go."""
         if not self._pressed:
             return
         now = green.monotonic()
-        for client in [each for each in self.busy if not each.reading and now - each.moved > _STALE]:
+        for client in [each for each in self.busy if each.holds and now - each.moved > _STALE]:
             log.warning("%s: takes nothing of its reply while %d bytes are held", client, self._unsent_bytes)
             client.abort()
         green.later(_LOOK, self._on_pressure)

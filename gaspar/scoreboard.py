@@ -36,11 +36,11 @@ class Outbox:
         self._words = memory.cast("Q")
         self._next = 0
 
-    def put(self, number: int, begun: int, ran: int, code: int, body: bytes | memoryview) -> None:
-        """Note a result before it is sent; a long one is not noted."""
+    def put(self, number: int, begun: int, ran: int, code: int, body: bytes | memoryview) -> bool:
+        """Note a result before it is sent. False if it is too long for that."""
         size = len(body)
         if size > _ROOM:
-            return
+            return False
         at = self._next
         self._next = (at + _ENTRY) % _OUTBOX
         self._words[at >> 3] = 0
@@ -48,6 +48,7 @@ class Outbox:
         start = at + _SEAL + _HEAD.size
         self._bytes[start : start + size] = body
         self._words[at >> 3] = number
+        return True
 
     def find(self, number: int) -> Result | None:
         """Return a job's result if it is here."""

@@ -24,7 +24,7 @@ _STACK_TIME = 0.1  # seconds that the stack has to come
 _STOP_TIME = 0.05  # seconds that a stop signal has to work; longer only in an uninterruptible system call
 _QUICK = 0.005  # seconds between looks while something is about to happen
 _MEMORY_LOOK = 0.25  # seconds between looks at a consumer's memory
-_OWN_FRAME = os.path.join(os.path.dirname(__file__), "consumer.py") + '"'  # where a stack leaves the handler
+_OWN_FRAME = os.path.join(os.path.dirname(__file__), "outcome.py") + '"'  # where a stack leaves the handler
 _MAX_STACK = 32 * 1024  # bytes
 
 

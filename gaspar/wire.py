@@ -11,6 +11,7 @@ import struct
 from typing import Any, NamedTuple
 
 from .errors import BadFrame, TooBig
+from .frames import MAGIC
 
 # ---- one-shot: 4-byte length, payload; the reply ends with the connection ----
 
@@ -20,14 +21,24 @@ MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a le
 
 # ---- jobs and results: native byte order, they never leave the machine ----
 #
-# job     number u64 | apart u8, 7 unused            | payload, unless it is apart in a second 0MQ frame
-# result  number u64 | begun u64 | ran u32 | code u8 | apart u8, 2 unused | body, unless apart
+# job     number u64 | how u8, 7 unused              | payload; if ALONE: in a second 0MQ frame;
+#                                                      if SEVERAL: for each job number u64 | size u32 | payload
+# result  number u64 | begun u64 | ran u32 | code u8 | how u8, 2 unused | body; if ALONE: in a second 0MQ frame;
+#                                  if SEVERAL: for each a result's head | size u32 | body
 #
-# begun: nanoseconds of CLOCK_MONOTONIC. ran: microseconds, saturating. code: 0, the body is the reply;
-# else an errors.Code, the body is its JSON detail.
+# begun: nanoseconds of CLOCK_MONOTONIC. ran: microseconds, at least 1, saturating. code: 0, the body is the reply;
+# PART, it is a part of the reply; else an errors.Code, the body is its JSON detail.
+#
+# credit  number u64 | bytes u64, of a part of that job's reply that its client has taken; or CLOSE
 JOB = struct.Struct("=QB7x")
+ONE, ALONE, SEVERAL = 0, 1, 2  # how
+ENTRY = struct.Struct("=QI")
+SIZE = struct.Struct("=I")
 RESULT = struct.Struct("=QQIBB2x")
 CLAIM = struct.Struct("=Q")
+CREDIT = struct.Struct("=QQ")
+PART = 255  # in place of a code
+CLOSE = 2**64 - 1  # in place of bytes: nobody wants any more of it
 APART = 64 * 1024  # bytes; longer payloads travel as a 0MQ frame of their own, which saves copying them
 MAX_U32 = 2**32 - 1
 
@@ -50,22 +61,23 @@ class Result(NamedTuple):
     number: int
     begun: int  # nanoseconds, monotonic
     ran: int  # microseconds
-    code: int  # 0: body is the reply
+    code: int  # 0: body is the reply; PART: a part of it
     body: bytes | memoryview
 
 
 class OneShotParser:
     """Read one one-shot request: first its header, then its payload, straight to where it stays.
 
-    Feed what arrives to `feed` until `complete`, then take `payload`. Bytes after the request are
-    left in `excess`. For a long payload, read into `space()` and say `filled(n)`: no copy is made.
+    Feed what arrives to `feed` until `complete`, then take `payload`. Bytes after the request are left in
+    `excess`, and so are those after the name of the framed protocol. For a long payload, read into `space()`
+    and say `filled(n)`: no copy is made.
 
     Raises (from feed):
         TooBig: more bytes are announced than `max_message`; none of them was asked for.
         BadFrame: the first byte begins another protocol's name.
     """
 
-    __slots__ = ("_buffer", "_have", "_header", "_max_message", "excess", "payload", "size")
+    __slots__ = ("_buffer", "_have", "_header", "_max_message", "excess", "is_framed", "payload", "size")
 
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
@@ -75,6 +87,7 @@ class OneShotParser:
         self.size = -1  # bytes announced; -1 while the header is not complete
         self.payload: bytes | bytearray = b""
         self.excess = b""
+        self.is_framed = False  # the connection is one of the framed protocol
 
     @property
     def complete(self) -> bool:
@@ -149,7 +162,12 @@ class OneShotParser:
         rest = data[LENGTH.size - len(self._header) :]
         self._header = header
         if header and header[0] > MAX_FIRST_BYTE:
-            raise BadFrame(f"no known protocol begins with {header!r}")
+            if not MAGIC.startswith(header):
+                raise BadFrame(f"no known protocol begins with {header!r}")
+            if header == MAGIC:
+                self.is_framed = True
+                self.excess = rest
+            return rest
         if len(header) == LENGTH.size:
             (size,) = LENGTH.unpack(header)
             if size > self._max_message:
@@ -175,7 +193,7 @@ class Kind(enum.IntEnum):
     LOADED = 10  # threads: names of those that the handler's module left running
     LOAD_FAILED = 11  # message, traceback; also supervisor -> caller
     CONSUMER_READY = 12  # number, slot, pid; also supervisor -> front
-    CONSUMER_GONE = 13  # number, pid, exit, given; also supervisor -> front
+    CONSUMER_GONE = 13  # number, pid, exit, used, job, begun, given, why?, stack?; also supervisor -> front
     # supervisor -> forker
     FORK = 20  # number, slot
     LEAVE = 21  # number, or none for all and itself; also forker -> consumer

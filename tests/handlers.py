@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator
 
 import gaspar
 
@@ -162,6 +163,143 @@ class Nested:
     """Dots in the attribute."""
 
     echo = staticmethod(echo)
+
+
+# ---- what leaves a trace, and streams ----
+
+
+def _note(path: bytes) -> None:
+    """Make a file one byte longer: the test counts them."""
+    with open(path, "ab") as file:
+        file.write(b"x")
+
+
+class _Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def errand(message: bytes) -> object:
+    """Do what each line says, `note FILE` or `await FILE`, and give the message back; else be `faulty`."""
+    if message == b"raise at length":
+        raise ValueError("word " * 100_000)
+    if message == b"raise what cannot be shown":
+        raise _Unspeakable
+    if not message.startswith((b"note ", b"await ")):
+        return faulty(message)
+    for line in message.splitlines():
+        word, _, path = line.partition(b" ")
+        {b"note": _note, b"await": await_file}[word](path)
+    return message
+
+
+def _count(words: list[bytes]) -> Iterator[bytes]:
+    """COUNT SIZE: so many parts of so many bytes, each of its own."""
+    for number in range(int(words[0])):
+        yield bytes([number % 256]) * int(words[1])
+
+
+def _gate(words: list[bytes]) -> Iterator[bytes]:
+    """FILE...: a part, then another as each file is there."""
+    yield b"first"
+    for path in words:
+        await_file(path)
+        yield os.path.basename(path)
+
+
+def _endless(words: list[bytes]) -> Iterator[bytes]:
+    """FOLDER SIZE [MOST]: parts without an end, counted in the folder, where it also says how it ended."""
+    folder, size = words[0], int(words[1])
+    count = 0
+    try:
+        while len(words) < 3 or count < int(words[2]):
+            count += 1
+            _note(folder + b"/yields")
+            yield bytes(size)
+    except GeneratorExit:
+        _note(folder + b"/closed")
+        raise
+    finally:
+        _note(folder + b"/ended")
+
+
+def _ignore_exit(words: list[bytes]) -> Iterator[bytes]:
+    """FOLDER: parts without an end, also after it was closed."""
+    while True:
+        try:
+            yield b"again"
+        except GeneratorExit:
+            _note(words[0] + b"/closed")
+
+
+def _reuse(words: list[bytes]) -> Iterator[object]:
+    """COUNT SIZE: as `count`, in one buffer that changes as soon as a part was taken."""
+    buffer = bytearray()
+    for number in range(int(words[0])):
+        buffer.clear()  # BufferError, should anybody still hold it
+        buffer += bytes([number % 256]) * int(words[1])
+        yield buffer if number % 2 else memoryview(buffer)
+
+
+def _returning(value: object) -> Callable[[list[bytes]], Iterator[object]]:
+    def generate(_words: list[bytes]) -> Generator[bytes, None, object]:
+        yield b"a part"
+        return value
+
+    return generate
+
+
+def _then(end: Callable[[], object]) -> Callable[[list[bytes]], Iterator[object]]:
+    """[FILE]: two parts, when the file is there what ends it, then one more."""
+
+    def generate(words: list[bytes]) -> Iterator[object]:
+        yield b"one "
+        yield b"two "
+        for path in words:
+            await_file(path)
+        yield end()
+        yield b"after the end"
+
+    return generate
+
+
+def _at_once(words: list[bytes]) -> Iterator[bytes]:
+    raise ValueError("before the first part")
+    yield words[0]
+
+
+STREAMS: dict[bytes, Callable[[list[bytes]], Iterator[object]]] = {
+    b"count": _count,
+    b"gate": _gate,
+    b"endless": _endless,
+    b"ignore": _ignore_exit,
+    b"reuse": _reuse,
+    b"nothing": lambda _words: (part for part in ()),
+    b"return": _returning(b"the last part"),
+    b"return-buffer": _returning(bytearray(b"the last part")),
+    b"return-nothing": _returning(None),
+    b"return-str": _returning("text"),
+    b"return-much": _returning(bytes(65537)),
+    b"raise-first": _at_once,
+    b"raise": _then(lambda: _raise(ValueError("the generator's own words"))),
+    b"none": _then(lambda: None),
+    b"str": _then(lambda: "text"),
+    b"much": _then(lambda: bytes(65537)),
+    b"exit": _then(lambda: os._exit(7)),
+    b"kill": _then(lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    b"fork": _then(_fork_and_return),
+    b"hang": _then(_hang_in_python),
+}
+
+
+def streams(message: bytes) -> object:
+    """Stream what the first word names; a note or an empty message is answered whole."""
+    if not message or message.startswith((b"note ", b"await ")):
+        return errand(message) if message else b""
+    name, *words = message.split(b" ")
+    if words and name in (b"raise", b"exit", b"kill"):
+        _note(words[0] + b".runs")
+    return STREAMS[name](words)
 
 
 a_consumer = gaspar.Consumer(digest)

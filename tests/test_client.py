@@ -1,19 +1,31 @@
-"""gaspar.client against real servers that behave and misbehave."""
+"""gaspar.client against the real daemon, and `request` against servers that misbehave."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import pathlib
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import Serve
+from conftest import ROOT, Serve, wait_until
 
-from gaspar.client import pack, request
-from gaspar.errors import AddressError, ConnectionLost, GasparError, RequestTimeout, TooBig
+from gaspar.client import Client, pack, request
+from gaspar.errors import (
+    AddressError,
+    ConnectionLost,
+    ConsumerLost,
+    GasparError,
+    HandlerError,
+    RequestTimeout,
+    TooBig,
+)
 
 
 @pytest.mark.parametrize("message", [b"", b"x", b"hello" * 1000, bytearray(b"abc"), memoryview(b"abcdef")[1:3]])
@@ -141,3 +153,200 @@ def test_nobody_there_is_explained(tmp_path: pathlib.Path) -> None:
 def test_wrong_address_is_explained(address: str) -> None:
     with pytest.raises(AddressError):
         request(address, b"x")
+
+
+# ---- Client and the real daemon ----
+
+
+def test_client_gets_replies_and_receipts(serve: Serve) -> None:
+    with Client(serve("echo").address, timeout=60) as client:
+        for size in (0, 1, 65536, 65537, 20_000_000):
+            message = os.urandom(size)
+            reply = client.request(message)
+            assert reply == message
+            assert 0 < reply.receipt.ran < 60
+            assert 0 <= reply.receipt.waited < 60
+
+
+def test_client_over_ipv6_and_unix(serve: Serve, tmp_path: pathlib.Path) -> None:
+    for bind in ("[::1]:0", f"unix:{tmp_path}/s" if len(str(tmp_path)) < 100 else "[::1]:0"):
+        with Client(serve("echo", bind=bind).address, timeout=60) as client:
+            assert list(client.map([b"one", b"two"])) == [b"one", b"two"]
+
+
+def test_client_learns_what_went_wrong(serve: Serve) -> None:
+    with Client(serve("bad").address, timeout=60) as client:
+        with pytest.raises(HandlerError, match="ValueError: the handler's own words") as raised:
+            client.request(b"raise")
+        assert raised.value.type == "ValueError"
+        assert "in _raise" in raised.value.traceback
+        with pytest.raises(ConsumerLost, match="SIGKILL") as lost:
+            client.request(b"kill itself")
+        assert "SIGKILL" in lost.value.exit
+        assert client.request(b"goes on") == b"goes on"
+
+
+def test_client_keeps_to_the_daemons_limits(serve: Serve) -> None:
+    with Client(serve("echo", "--max-message", "1000").address, timeout=60) as client:
+        with pytest.raises(TooBig, match=r"1001 bytes, 1000 allowed \(--max-message\)"):
+            client.request(bytes(1001))
+        futures = [client.submit(b"%d" % number) for number in range(3000)]  # more than one connection may have
+        assert [future.result() for future in futures] == [b"%d" % number for number in range(3000)]
+
+
+def test_clients_deadline_is_kept_by_the_daemon(serve: Serve, tmp_path: pathlib.Path) -> None:
+    gate = bytes(tmp_path / "gate")
+    with Client(serve("await_file", "-p", "1").address) as client:
+        with pytest.raises(RequestTimeout) as running:
+            client.request(gate, 0.2)
+        assert running.value.receipt is not None  # it is the daemon's word
+        with pytest.raises(RequestTimeout):
+            client.request(b"", 0.2)  # behind the first, which still runs
+        (tmp_path / "gate").touch()
+        assert client.request(b"", 60) == b""
+
+
+def test_client_streams(serve: Serve, tmp_path: pathlib.Path) -> None:
+    daemon = serve("streams")
+    with Client(daemon.address, timeout=60) as client:
+        assert list(client.stream(b"count 3 5")) == [b"\0" * 5, b"\1" * 5, b"\2" * 5]
+        assert client.request(b"count 3 5") == b"\0" * 5 + b"\1" * 5 + b"\2" * 5
+        parts = client.stream(b"gate %s" % bytes(tmp_path / "second"))
+        assert next(parts) == b"first"
+        (tmp_path / "second").touch()
+        assert list(parts) == [b"second"]
+        parts = client.stream(b"raise")
+        assert [next(parts), next(parts)] == [b"one ", b"two "]
+        with pytest.raises(HandlerError, match="the generator's own words"):
+            next(parts)
+
+
+def test_stream_that_is_closed_early_ends_its_generator(serve: Serve, tmp_path: pathlib.Path) -> None:
+    with Client(serve("streams").address, timeout=60) as client:
+        parts = client.stream(b"endless %s 100000" % bytes(tmp_path))
+        next(parts)
+        parts.close()
+        wait_until((tmp_path / "closed").exists)
+
+
+def test_client_outlives_the_daemons_front(serve: Serve, tmp_path: pathlib.Path) -> None:
+    daemon = serve("await_file", "-p", "2")
+    with Client(daemon.address, timeout=60) as client:
+        assert client.request(b"") == b""
+        waiting = client.submit(bytes(tmp_path / "gate"))
+        client.request(b"")  # the other was sent before
+        os.kill(daemon.front, signal.SIGKILL)
+        with pytest.raises(ConnectionLost, match="the request may have been run") as caught:
+            waiting.result(60)
+        assert caught.value.sent is True
+        (tmp_path / "gate").touch()
+        assert client.request(b"") == b""
+    daemon.remember()
+
+
+def test_draining_daemon_answers_its_clients(serve: Serve, tmp_path: pathlib.Path) -> None:
+    daemon = serve("await_file", "-p", "1")
+    with Client(daemon.address, timeout=60) as client:
+        futures = [client.submit(message) for message in [bytes(tmp_path / "gate")] * 3]
+        client.submit(b"").cancel()
+        daemon.ask_nothing()
+        daemon.remember()
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_for_line("draining")
+        wait_until(lambda: not client._pool._usable)
+        with pytest.raises(ConnectionLost, match="nobody listens there") as caught:
+            client.request(b"")
+        assert caught.value.sent is False
+        (tmp_path / "gate").touch()
+        assert [future.result() for future in futures] == [bytes(tmp_path / "gate")] * 3
+    assert daemon.end() == 0
+
+
+GREEN = """
+import sys
+library, address, folder = sys.argv[1:]
+if library == "eventlet":
+    import eventlet
+    eventlet.monkey_patch()
+elif library == "gevent":
+    import gevent.monkey
+    gevent.monkey.patch_all()
+
+import concurrent.futures, contextlib, os, threading
+import gaspar
+
+def path(name):
+    return os.path.join(folder, name).encode()
+
+def touch(name):
+    open(path(name), "x").close()
+
+client = gaspar.Client(address, timeout=60)
+found = []
+asking = threading.Thread(target=lambda: found.append(client.request(path("a"))))
+asking.start()
+future = client.submit(path("b"))
+touch("a")  # comes to this only if the two others wait greenly
+asking.join()
+touch("b")
+assert found == [path("a")] and future.result() == path("b")
+
+messages = [b"%d" % number for number in range(500)]
+with concurrent.futures.ThreadPoolExecutor(30) as pool:
+    assert list(pool.map(client.request, messages)) == messages
+for ordered in (True, False):
+    assert sorted(client.map(messages, ordered)) == sorted(messages)
+large = os.urandom(10_000_000)
+assert client.request(large) == large
+assert b"".join(client.stream(large)) == large
+
+for ask in (client.request, lambda message, timeout: client.submit(message, timeout).result()):
+    try:
+        ask(path("c"), 0.1)
+    except gaspar.RequestTimeout:
+        found.append("timeout")
+assert found[1:] == ["timeout"] * 2
+with {"plain": lambda *_: contextlib.nullcontext(), "eventlet": lambda *args: eventlet.Timeout(*args),
+      "gevent": lambda *args: gevent.Timeout(*args)}[library](0.1, False):
+    if library == "plain":
+        touch("d")
+    client.request(path("d"))
+touch("c")  # their consumers are free again
+library != "plain" and touch("d")
+assert client.request(b"goes on") == b"goes on"
+
+future = client.submit(path("e"))
+child = os.fork()
+if not child:
+    code = 1
+    try:
+        assert list(client.map(messages)) == messages
+        client.close()
+        code = 0
+    finally:
+        os._exit(code)
+assert os.waitpid(child, 0)[1] == 0
+touch("e")
+assert future.result() == path("e")
+
+slow = client.submit(path("f"))
+touch("f")
+client.close()
+assert slow.result(0) == path("f")
+print("all is well")
+"""
+
+
+@pytest.mark.parametrize("library", ["plain", "eventlet", "gevent"])
+def test_client_works_unchanged_in_green_threads(serve: Serve, tmp_path: pathlib.Path, library: str) -> None:
+    daemon = serve("faulty", "-p", "4")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GREEN, library, daemon.address, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
+    assert done.stderr == ""
+    assert (done.stdout, done.returncode) == ("all is well\n", 0)

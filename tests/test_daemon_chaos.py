@@ -505,11 +505,11 @@ def check_service(daemon: Daemon) -> None:
 
 
 def check_files(daemon: Daemon) -> None:
-    """The private directory holds two files of each consumer that there is, and a few of all."""
+    """The private directory holds three files of each consumer that there is, and a few of all."""
     (folder,) = (each for each in os.listdir(daemon.folder) if each.startswith("gaspar-"))
     names = sorted(os.listdir(f"{daemon.folder}/{folder}"))
     consumers = len(daemon.consumers)
-    assert len(names) <= 2 * consumers + 4, f"{consumers} consumers, {len(names)} files: {' '.join(names)}"
+    assert len(names) <= 3 * consumers + 4, f"{consumers} consumers, {len(names)} files: {' '.join(names)}"
 
 
 def check_growth(daemon: Daemon) -> None:

@@ -427,7 +427,7 @@ def test_supervisor_reaps_what_is_not_its_own(serve: Serve, tmp_path: pathlib.Pa
     if os.geteuid() or subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("needs the right to make a PID namespace")
     (tmp_path / "orphans.py").write_text(
-        "import subprocess\ndef handle(message):\n    subprocess.run('sleep 0.05 & true', shell=True)\n"
+        "import subprocess\ndef handle(message):\n    subprocess.run('sleep 0.5 & true', shell=True)\n"
         "    return subprocess.run(['ps', '-eo', 'pid,ppid,stat,comm'], capture_output=True).stdout\n"
     )
     process = subprocess.Popen(

@@ -91,7 +91,7 @@ def test_the_longest_length_orders_no_memory(serve: Serve) -> None:
     assert psutil.Process(daemon.front).memory_info().vms - before < 100 * 2**20
 
 
-@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n\r\n", b"\xff", b"@", b"GSP"])
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n\r\n", b"\xff", b"@", b"GSP1"])
 def test_another_protocols_first_byte_is_reset(serve: Serve, bind: str, start: bytes) -> None:
     daemon = serve("echo", bind=bind)
     with daemon.connect() as sock:

@@ -228,8 +228,8 @@ def test_nothing_is_watched_when_nothing_waits_behind_another() -> None:
     submit(table, 1)
     assign(table)
     assert table.watched
-    table.emptied(1)
-    assert not table.watched
+    assert table.overdue(2 * PATIENCE) == [1]
+    assert not table.watched  # until it has ended a job
 
 
 def test_nothing_is_put_behind_a_long_job_until_it_ends() -> None:
@@ -325,11 +325,11 @@ def test_an_occupied_consumer_gets_nothing_until_it_is_vacated() -> None:
     table = Dispatcher(generation=2, depth=2)
     table.add_consumer(1, 0.0, occupied=True)
     assert table.consumers == [1]
-    assert not table.has_room
+    assert table.room == 0
     jobs = submit(table, 3)
     assert assign(table) == []
     table.vacate(1)
-    assert table.has_room
+    assert table.room == 2
     assert assign(table) == [(1, jobs[0]), (1, jobs[1])]
 
 
@@ -364,6 +364,88 @@ def test_an_occupied_consumer_that_dies_had_nothing_of_this_front() -> None:
     assert assign(table) == [(2, job)]
 
 
+# ---- what nobody wants any more, and where a job is ----
+
+
+def test_a_job_that_waits_can_be_dropped_once() -> None:
+    table = dispatcher(1, consumers=1)
+    jobs = [table.submit(bytes(10), None, 0.0) for _ in range(4)]
+    assert table.drop(jobs[1])
+    assert not table.drop(jobs[1])
+    assert (table.waiting, table.waiting_bytes, table.pending) == (3, 30, 3)
+    assert assign(table) == [(1, jobs[0].number)]
+    table.done(jobs[0].number, 1, 0.0)
+    assert assign(table) == [(1, jobs[2].number)]
+
+
+def test_a_job_that_was_taken_back_can_be_dropped() -> None:
+    table = dispatcher(4, consumers=1)
+    jobs = [table.submit(bytes(10), None, float(n)) for n in range(4)]
+    assign(table)
+    assert not table.drop(jobs[2])  # it is with a consumer
+    table.give_back(1, numbers(jobs[1:]))
+    assert table.drop(jobs[1])
+    assert table.drop(jobs[3])
+    assert (table.waiting, table.waiting_bytes, table.oldest) == (1, 10, 2.0)
+    assert assign(table) == [(1, jobs[2].number)]
+
+
+def test_the_last_of_many_that_are_dropped_leaves_nothing() -> None:
+    table = dispatcher(1, consumers=0)
+    jobs = [table.submit(bytes(3), None, 0.0) for _ in range(100)]
+    assert all(table.drop(job) for job in reversed(jobs))
+    assert (table.waiting, table.waiting_bytes, table.pending, table.oldest) == (0, 0, 0, None)
+    table.add_consumer(1, 0.0)
+    assert assign(table) == []
+
+
+def test_a_job_that_is_answered_given_up_or_expired_cannot_be_dropped() -> None:
+    table = dispatcher(1, consumers=1)
+    answered, given_up, expired = (table.submit(b"", None, 0.0) for _ in range(3))
+    assign(table)
+    table.done(answered.number, 1, 0.0)
+    assign(table)
+    table.lose_consumer(1, [])
+    assert not table.drop(given_up)
+    table.give_up(given_up.number)
+    table.expire(1.0)
+    assert not any(table.drop(each) for each in (answered, given_up, expired))
+    assert table.pending == 0
+
+
+def test_a_job_is_found_while_a_result_of_it_may_come() -> None:
+    table = dispatcher(2, consumers=1)
+    job = table.submit(b"", None, 0.0)
+    assert (table.find(job.number), table.holder(job.number)) == (None, None)
+    assign(table)
+    assert (table.find(job.number), table.holder(job.number)) == (job, 1)
+    table.give_back(1, [job.number])
+    assert (table.find(job.number), table.holder(job.number)) == (None, None)
+    assign(table)
+    table.lose_consumer(1, [])
+    assert (table.find(job.number), table.holder(job.number)) == (job, None)
+    table.done(job.number, 1, 0.0)
+    assert (table.find(job.number), table.holder(job.number)) == (None, None)
+    assert (table.find(99), table.holder(99)) == (None, None)
+
+
+def test_a_consumers_jobs_are_listed_the_oldest_first() -> None:
+    table = dispatcher(3, consumers=2)
+    jobs = submit(table, 6)
+    assign(table)
+    assert table.numbers(1) == jobs[0::2]
+    table.done(jobs[2], 1, 0.0)
+    assert table.numbers(1) == [jobs[0], jobs[4]]
+    assert table.numbers(9) == []
+
+
+def test_a_job_keeps_its_clients_name_for_it() -> None:
+    table = dispatcher(1, consumers=1)
+    job = table.submit(b"", None, 0.0, tag=77)
+    assert (job.tag, job.streamed) == (77, False)
+    assert job.deadline > 1e300
+
+
 # ---- how much waits, and for how long ----
 
 
@@ -387,18 +469,24 @@ def test_the_bytes_that_wait_are_those_that_no_consumer_has() -> None:
     assert table.waiting_bytes == 0
 
 
-def test_there_is_room_as_long_as_some_consumer_would_be_given_a_job() -> None:
-    table = dispatcher(1, consumers=0)
-    assert not table.has_room
+def test_there_is_room_for_as_many_jobs_as_consumers_would_be_given_at_once() -> None:
+    table = dispatcher(2, consumers=0)
+    assert table.room == 0
     table.add_consumer(1, 0.0)
-    assert table.has_room
-    (job,) = submit(table, 1)
+    assert table.room == 2
+    table.add_consumer(2, 0.0)
+    assert table.room == 4
+    jobs = submit(table, 3)
+    assert table.room == 4  # nobody was given any
     assign(table)
-    assert not table.has_room
-    table.done(job, 1, 0.0)
-    assert table.has_room
+    assert table.room == 1
+    table.done(jobs[0], 1, 0.0)
+    assert table.room == 2
     table.retire_consumer(1)
-    assert not table.has_room
+    assert table.room == 1
+    submit(table, 2)
+    assign(table)
+    assert (table.room, table.waiting) == (0, 1)
 
 
 def test_those_that_waited_too_long_expire_the_oldest_first() -> None:
@@ -648,6 +736,18 @@ class Machine(RuleBasedStateMachine):
         if waiting := [*self.queue, *self.again]:
             self.gone.add(data.draw(st.sampled_from(waiting)))
 
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def client_cancels(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.jobs)))
+        waits = number in self.queue or number in self.again
+        assert self.table.drop(self.jobs[number]) == waits
+        if waits:
+            self.queue = deque(each for each in self.queue if each != number)
+            self.again = [each for each in self.again if each != number]
+            self.ended.add(number)
+        self.pump()
+
     @rule(age=st.sampled_from([0.0, PATIENCE, 5.0]))
     def those_that_waited_too_long_expire(self, age: float) -> None:
         before = self.now - age
@@ -763,6 +863,18 @@ class Machine(RuleBasedStateMachine):
         assert self.table.oldest == min((job.arrived for job in waiting), default=None)
 
     @invariant()
+    def each_job_is_found_where_it_is(self) -> None:
+        for name, each in self.consumers.items():
+            held = sorted([*each.pipe, *filter(None, [each.running]), *each.results])
+            assert sorted(self.table.numbers(name)) == held
+            for number in held:
+                assert (self.table.find(number), self.table.holder(number)) == (self.jobs[number], name)
+        for number in self.lost:
+            assert (self.table.find(number), self.table.holder(number)) == (self.jobs[number], None)
+        for number in (*self.queue, *self.again, *self.ended):
+            assert (self.table.find(number), self.table.holder(number)) == (None, None)
+
+    @invariant()
     def no_consumer_has_more_than_it_may(self) -> None:
         assert all(each.has <= self.most for each in self.consumers.values())
 
@@ -774,8 +886,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def what_can_be_given_is_given(self) -> None:
-        room = any(each.may_get and each.has < self.table.depth for each in self.consumers.values())
-        assert self.table.has_room == room
+        room = sum(max(0, self.table.depth - each.has) for each in self.consumers.values() if each.may_get)
+        assert self.table.room == room
         assert not room or self.table.waiting == 0
 
     @invariant()

@@ -1,12 +1,14 @@
 """Joins the real ends of front and consumer: 0MQ over Unix sockets, and claim pipes."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 import stat
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import zmq
 from gaspar.folders import forget_consumer
 from gaspar.links import ConsumerEnd, ConsumerLink, Results
 from gaspar.process import Lifeline, describe_exit, fork, wait_readable
-from gaspar.wire import APART, CLAIM, JOB, MAX_U32, Kind, Result, job_number
+from gaspar.wire import APART, CLAIM, CLOSE, JOB, MAX_U32, PART, Kind, Result, job_number
 
 TIMEOUT = 60.0  # seconds until something that hangs fails; nothing here takes that long
 CONSUMER = 1
@@ -385,6 +387,170 @@ def test_a_leaving_consumers_last_results_get_out(folder: str) -> None:
     assert describe_exit(os.waitpid(child.pid, 0)[1]) == "exit status 0"
 
 
+# ---- parts of a stream, and what a client has taken of them ----
+
+
+class Sender(threading.Thread):
+    """A consumer's thread of control: sends parts, and notes what came of each."""
+
+    def __init__(self, end: ConsumerEnd, number: int, parts: Iterable[bytes | memoryview]) -> None:
+        super().__init__()
+        self.said: list[bool] = []
+        self._end, self._number, self._parts = end, number, parts
+        self.start()
+
+    def run(self) -> None:
+        self._end.begin_stream()
+        for part in self._parts:
+            self.said.append(self._end.send_part(self._number, 5, part))
+            if not self.said[-1]:
+                break
+
+
+def bodies(results: list[Result], number: int) -> list[bytes]:
+    assert all(each[:4] == (number, 5, 0, PART) for each in results)
+    return [bytes(each.body) for each in results]
+
+
+def test_eight_parts_are_under_way_and_each_that_is_taken_makes_room_for_one(ends: Ends) -> None:
+    parts = [b"%d" % number for number in range(20)]
+    sender = Sender(ends.end, n(1), parts)
+    got = bodies(ends.drain(8), n(1))
+    while len(got) < 20:
+        assert ends.results.drain(100) == []
+        ends.link.credit(n(1), len(parts[len(got) - 8]))
+        came = bodies(ends.drain(1), n(1))
+        assert len(came) == 1
+        got += came
+    sender.join(TIMEOUT)
+    assert got == parts
+    assert sender.said == [True] * 20
+
+
+@pytest.mark.parametrize(("size", "under_way"), [(300_000, 3), (2**19, 2), (2**20, 1), (2**20 + 1, 1), (3_000_000, 1)])
+def test_a_mebibyte_is_under_way_or_one_part_that_is_longer(ends: Ends, size: int, under_way: int) -> None:
+    parts = [bytes([number]) * size for number in range(6)]
+    sender = Sender(ends.end, n(1), parts)
+    got = bodies(ends.drain(under_way), n(1))
+    assert len(got) == under_way
+    while len(got) < 6:
+        assert ends.results.drain(100) == []
+        ends.link.credit(n(1), size)
+        came = bodies(ends.drain(1), n(1))
+        assert len(came) == 1
+        got += came
+    sender.join(TIMEOUT)
+    assert got == parts
+
+
+def test_parts_of_any_size_make_room_when_enough_is_taken(ends: Ends) -> None:
+    sizes = [2**20 - 2, 1, 1, 2**20, 5]
+    sender = Sender(ends.end, n(1), [bytes(size) for size in sizes])
+    assert [len(each.body) for each in ends.drain(3)] == sizes[:3]
+    for size in sizes[:2]:
+        ends.link.credit(n(1), size)
+        assert ends.results.drain(100) == []  # not even one byte may be under way beside the next
+    ends.link.credit(n(1), sizes[2])
+    assert [len(each.body) for each in ends.drain(1)] == sizes[3:4]
+    ends.link.credit(n(1), sizes[3])
+    assert [len(each.body) for each in ends.drain(1)] == sizes[4:]
+    sender.join(TIMEOUT)
+
+
+def test_a_closed_stream_sends_nothing_more_also_while_it_waits(ends: Ends) -> None:
+    sender = Sender(ends.end, n(1), itertools.repeat(b"part"))
+    ends.drain(8)
+    ends.link.credit(n(1), CLOSE)
+    sender.join(TIMEOUT)
+    assert sender.said == [True] * 8 + [False]
+    assert ends.results.drain(100) == []
+
+
+def test_a_stream_that_was_closed_before_its_first_part_sends_none(ends: Ends) -> None:
+    ends.link.credit(n(1), CLOSE)
+    ends.end.begin_stream()
+    assert not ends.end.send_part(n(1), 5, b"part")
+
+
+def test_what_is_said_of_other_streams_opens_and_closes_nothing(ends: Ends) -> None:
+    for counter in range(1, 400):  # left by streams that have ended
+        ends.link.credit(n(counter), 1)
+        ends.link.credit(n(counter), CLOSE)
+    sender = Sender(ends.end, n(500), [b"p"] * 10)
+    assert len(ends.drain(8)) == 8
+    ends.link.credit(n(500, GENERATION + 1), CLOSE)
+    ends.link.credit(n(499), 1)
+    assert ends.results.drain(100) == []
+    ends.link.credit(n(500), 1)
+    ends.link.credit(n(500), 1)
+    assert len(ends.drain(2)) == 2
+    sender.join(TIMEOUT)
+    assert sender.said == [True] * 10
+
+
+def test_a_stream_begins_with_nothing_under_way(ends: Ends) -> None:
+    for counter in (1, 2, 3):
+        sender = Sender(ends.end, n(counter), [b"part"] * 8)  # nobody says that they were taken
+        assert bodies(ends.drain(8), n(counter)) == [b"part"] * 8
+        sender.join(TIMEOUT)
+
+
+def test_saying_what_was_taken_never_blocks_though_nobody_listens(ends: Ends) -> None:
+    for counter in range(10_000):
+        ends.link.credit(n(counter), 1)
+    ends.link.send(n(1), b"a job")
+    assert ends.recv() == (n(1), b"a job")
+
+
+def test_a_part_may_be_changed_once_it_is_sent(ends: Ends) -> None:
+    ends.end.begin_stream()
+    for size in (10, APART, 500_000):
+        body = bytearray(content(size))
+        with memoryview(body) as view:
+            assert ends.end.send_part(n(1), 5, view)
+        body[:] = bytes(size)
+        assert bodies(ends.drain(1), n(1)) == [content(size)]
+        ends.link.credit(n(1), size)
+
+
+def test_parts_and_the_result_behind_them_come_in_order(ends: Ends) -> None:
+    for counter in range(1, 50):
+        ends.end.begin_stream()
+        for size in (0, 5, APART, 5):
+            assert ends.end.send_part(n(counter), 5, content(size))
+        ends.end.send(n(counter), 5, 1, 0, b"end")
+        results = ends.drain(5)
+        assert [(each.number, each.code, len(each.body)) for each in results] == [
+            *((n(counter), PART, size) for size in (0, 5, APART, 5)),
+            (n(counter), 0, 3),
+        ]
+
+
+def test_a_stream_ends_when_its_consumer_has_lost_its_parent(folder: str) -> None:
+    """Nobody is left to say what was taken."""
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if not parent:
+        if not os.fork():
+            told = b"?"
+            try:
+                end = ConsumerEnd(folder, CONSUMER, reader)
+                end.begin_stream()
+                told = b"".join(b"%d" % end.send_part(n(1), 5, b"") for _ in range(8))
+                os.write(writer, b"!")
+                told += b"%d" % end.send_part(n(1), 5, b"")
+            finally:
+                os.write(writer, told)
+                os._exit(0)
+        signal.pause()
+    with os.fdopen(reader, "rb") as news:
+        os.close(writer)
+        assert news.read(1) == b"!"
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        assert news.read() == b"111111110"
+
+
 # ---- the directory ----
 
 
@@ -430,7 +596,7 @@ def test_a_dead_consumer_leaves_no_file_when_its_front_closes_for_good(folder: s
         os.kill(child.pid, signal.SIGKILL)
         os.waitpid(child.pid, 0)
         child.lifeline.close()
-        assert sorted(os.listdir(folder)) == [f"c{CONSUMER}", f"c{CONSUMER}.claims"]
+        assert sorted(os.listdir(folder)) == [f"c{CONSUMER}", f"c{CONSUMER}.claims", f"c{CONSUMER}.credits"]
         link.close()
     forget_consumer(folder, CONSUMER)
     assert os.listdir(folder) == []

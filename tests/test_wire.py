@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gaspar.errors import BadFrame, TooBig
+from gaspar.frames import MAGIC
 from gaspar.wire import (
     JOB,
     LENGTH,
@@ -124,11 +125,58 @@ def test_a_longer_message_is_refused_at_its_header(size: int, max_message: int) 
 
 @pytest.mark.parametrize("first", [0x40, 0x47, 0x80, 0xFF])
 def test_another_protocol_is_refused_at_its_first_byte(first: int) -> None:
-    for more in (b"", b"SP2", b"ET / HTTP/1.1\r\n"):
+    for more in (b"", b"XP2", b"ET / HTTP/1.1\r\n"):
+        if first == MAGIC[0] and not more:
+            continue
         parser = OneShotParser(2**30 - 1)
         with pytest.raises(BadFrame, match="no known protocol"):
             parser.feed(bytes([first]) + more)
         assert parser.payload == b""
+
+
+@ways
+@pytest.mark.parametrize("excess", [b"", b"!", b"GSP2"])
+def test_the_framed_protocols_name_is_known_at_every_split(take: Take, excess: bytes) -> None:
+    for pieces in every_split(MAGIC + excess):
+        parser = OneShotParser(MAX)
+        rest = list(pieces)
+        while not parser.is_framed:
+            take(parser, [rest.pop(0)])
+        assert parser.excess + b"".join(rest) == excess, pieces
+        assert not parser.complete
+        assert parser.payload == b""
+
+
+def test_the_framed_protocols_name_is_known_with_its_last_byte_and_not_before() -> None:
+    parser = OneShotParser(MAX)
+    for at, missing in enumerate([4, 3, 2, 1]):
+        assert not parser.is_framed
+        assert parser.missing == missing
+        parser.feed(MAGIC[at : at + 1])
+    assert parser.is_framed
+
+
+@pytest.mark.parametrize("start", [b"H", b"GT", b"GSQ", b"GSP1", b"GSP3", b"gsp2", b"GSP\x00", b"\x7fGSP"])
+def test_a_name_that_is_none_is_refused_at_its_first_wrong_byte(start: bytes) -> None:
+    for pieces in every_split(start[:4]):
+        parser = OneShotParser(MAX)
+        with pytest.raises(BadFrame, match="no known protocol begins with"):
+            feed(parser, pieces)
+        assert not parser.is_framed
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_end_inside_the_framed_protocols_name_is_an_error(size: int) -> None:
+    parser = OneShotParser(MAX)
+    parser.feed(MAGIC[:size])
+    with pytest.raises(BadFrame, match=f"the stream ended after {size} of 4 header bytes"):
+        parser.eof()
+
+
+def test_a_request_is_not_framed() -> None:
+    parser = OneShotParser(MAX)
+    parser.feed(LENGTH.pack(4) + MAGIC)
+    assert parser.complete and not parser.is_framed
 
 
 def test_the_largest_first_byte_is_a_length() -> None:
@@ -223,7 +271,10 @@ def test_an_end_before_the_first_byte_is_no_error() -> None:
 def outcome(take: Take, pieces: list[bytes]) -> object:
     parser = OneShotParser(MAX)
     try:
-        take(parser, pieces)
+        for at, piece in enumerate(pieces):
+            take(parser, [piece])
+            if parser.is_framed:
+                return "framed", parser.excess + b"".join(pieces[at + 1 :])
         parser.eof()
     except (BadFrame, TooBig) as error:
         return type(error)
@@ -234,6 +285,8 @@ def expected(data: bytes) -> object:
     """Say what the protocol says of a whole stream."""
     if not data:
         return b"", b"", False
+    if data.startswith(MAGIC):
+        return "framed", data[4:]
     if data[0] >= 0x40 or len(data) < 4:
         return BadFrame
     (size,) = struct.unpack("!I", data[:4])
@@ -247,6 +300,8 @@ streams = st.one_of(
     st.binary(max_size=20),
     st.tuples(lengths, st.binary(max_size=2 * MAX)).map(b"".join),
     st.tuples(st.integers(0, 30).map(LENGTH.pack), st.binary(max_size=40)).map(b"".join),
+    st.tuples(st.just(MAGIC), st.binary(max_size=40)).map(b"".join),
+    st.tuples(st.integers(1, 4).map(lambda size: MAGIC[:size]), st.binary(max_size=3)).map(b"".join),
 )
 
 
@@ -254,6 +309,7 @@ streams = st.one_of(
 @given(streams, st.lists(st.integers(0, 2 * MAX + 4), max_size=12))
 @example(LENGTH.pack(MAX + 1), [1, 2, 3])
 @example(LENGTH.pack(MAX) + bytes(MAX), [4])
+@example(MAGIC + b"more", [2])
 def test_any_bytes_mean_the_same_however_they_are_split(data: bytes, cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(data)]
     pieces = [data[begin:end] for begin, end in itertools.pairwise(places)]
