@@ -105,12 +105,7 @@ class Gaspar(Server):
 
     def pids(self, role: str) -> list[int]:
         """List the pids of its fronts, forkers or consumers."""
-        found = []
-        for each in psutil.Process(self.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                if each.name() == f"gaspar:{role}":
-                    found.append(each.pid)
-        return found
+        return self.named(f"gaspar:{role}")
 
 
 class _Pool:
@@ -408,7 +403,7 @@ def measure_reloads(load: Load, clients: int, seconds: float) -> Reloads:
         thread = threading.Thread(target=reload)
         thread.start()
         try:
-            outcome = load.run(system.port, clients, 64, 0.1, seconds, "e")
+            outcome = load.run("oneshot", system.port, clients, 1, 64, 0.1, seconds, "e")
         finally:
             over.set()
             thread.join()

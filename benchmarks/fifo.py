@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 _START = 0.0
@@ -34,7 +34,7 @@ def simulate(
     return {kind: sorted(values) for kind, values in latencies.items()}
 
 
-def percentile(ordered: list[float], percent: float) -> float:
+def percentile(ordered: Sequence[float], percent: float) -> float:
     """Return the value below which `percent` of the sorted values are; 0 of none."""
     if not ordered:
         return 0.0

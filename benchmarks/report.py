@@ -3,69 +3,77 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
-from cells import MB, MORE_PROCESSES, PROCESSES, Results, Row, median
-from targets import ASYNCIO, BARE, GASPAR, TARGETS
+import contenders as who
+from cells import MORE_PROCESSES, PROCESSES, Results, median
+from rows import MB, Row
+from targets import TARGETS
 
+_NAME = 30
 _HEADINGS = (
-    f"{'':22}{'requests/s':>11}{'min':>9}{'max':>9}{'MB/s':>8}{'handler':>9}"
-    f"{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'FIFO p95':>10}{'CPU us':>9}{'load us':>9}"
+    f"{'':{_NAME}}{'requests/s':>11}{'+-':>6}{'MB/s':>8}{'handler':>9}"
+    f"{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'FIFO p95':>10}{'CPU us':>9}{'load us':>9}{'PSS MB':>8}"
+    f"{'of bare':>9}{'1-shot x':>10}{'framed x':>10}"
 )
 _BLANK = "-"
 
 
-def table(rows: Sequence[Row], servers: Sequence[str], results: Results) -> Iterator[str]:
-    """Yield the lines of the table: for each row each server, then gaspar's ratios to the others."""
+def table(rows: Sequence[Row], results: Results) -> Iterator[str]:
+    """Yield the lines of the table: for each row each entry, with its ratios."""
     yield _HEADINGS
     for row in rows:
         yield ""
         yield row.title
-        for server in servers:
-            yield _server_line(row, server, results)
-        for other in (BARE, ASYNCIO):
-            if GASPAR in servers and other in servers:
-                yield _ratio_line(row, other, results)
+        for entry in row.entries:
+            if (row.key, entry.name) in results.cells:
+                yield _line(row, entry.name, results)
 
 
-def _server_line(row: Row, server: str, results: Results) -> str:
+def _line(row: Row, entry: str, results: Results) -> str:
     def cell(name: str, form: str, scale: float = 1.0) -> str:
-        value = results.median(row.key, server, name)
+        value = results.median(row.key, entry, name)
         return _BLANK if not value else format(value * scale, form)
 
-    rates = [value for value in results.values(row.key, server, "per_second") if value is not None]
-    least, most = (format(pick(rates), ",.0f") if rates else _BLANK for pick in (min, max))
+    def ratio(of: str | None, to: str | None) -> str:
+        value = results.ratio(row.key, "per_second", of, to) if of and to and of != to else None
+        return _BLANK if value is None else format(value, ".2f")
+
     return (
-        f"  {server:20}{cell('per_second', ',.0f'):>11}{least:>9}{most:>9}"
+        f"  {entry:{_NAME - 2}}{cell('per_second', ',.0f'):>11}{_spread(row, entry, results):>6}"
         f"{cell('mb_per_second', ',.0f') if row.size >= MB else _BLANK:>8}{cell('share', '.3f'):>9}"
         f"{cell('p50', '.3f', 1e3):>9}{cell('p95', '.3f', 1e3):>9}{cell('p99', '.3f', 1e3):>9}"
         f"{cell('fifo_p95', '.1f', 1e3) if row.is_mixed else _BLANK:>10}"
-        f"{cell('cpu_us', ',.0f'):>9}{cell('load_us', ',.0f'):>9}"
+        f"{cell('cpu_us', ',.0f'):>9}{cell('load_us', ',.0f'):>9}{cell('pss', ',.0f', 1 / MB):>8}"
+        f"{ratio(entry, row.first(who.BARE_ONESHOT)):>9}"
+        f"{ratio(row.first(who.ONESHOT), entry):>10}{ratio(row.last(who.FRAMED), entry):>10}"
     )
 
 
-def _ratio_line(row: Row, other: str, results: Results) -> str:
-    def cell(name: str) -> str:
-        value = results.ratio(row.key, name, GASPAR, other)
-        return _BLANK if value is None else format(value, ".2f")
-
-    title = f"{GASPAR} / {other}"
-    return (
-        f"  {title:20}{cell('per_second'):>11}{'':18}{cell('mb_per_second') if row.size >= MB else _BLANK:>8}"
-        f"{cell('share'):>9}{cell('p50'):>9}{cell('p95'):>9}{cell('p99'):>9}{_BLANK:>10}{cell('cpu_us'):>9}"
-    )
+def _spread(row: Row, entry: str, results: Results) -> str:
+    rates = [value for value in results.values(row.key, entry, "per_second") if value is not None]
+    if len(rates) < 2:
+        return _BLANK
+    return format((max(rates) - min(rates)) / 2 / statistics.median(rates), ".0%")
 
 
-def starts(servers: Sequence[str], results: Results) -> Iterator[str]:
+def starts(results: Results) -> Iterator[str]:
     """Yield the lines about starting: time to the first reply, memory."""
-    yield f"{'start and memory':22}{'first reply s':>15}{'PSS MB':>16}{'further MB':>17}"
-    for server in servers:
-        found = [start for start in results.starts.get(server, []) if start is not None]
+    yield f"{'start and memory':{_NAME}}{'first reply s':>15}{'PSS MB':>16}{'further MB':>17}"
+    for server, several in results.starts.items():
+        found = [start for start in several if start is not None]
         cells = (
             median([start.first_reply for start in found]),
             median([start.pss / MB for start in found]),
             median([start.more_pss / MB for start in found]),
         )
         first, pss, more = (_BLANK if value is None else format(value, ".2f") for value in cells)
-        yield f"  {server:20}{first:>15}{pss:>16}{more:>17}"
+        yield f"  {server:{_NAME - 2}}{first:>15}{pss:>16}{more:>17}"
+
+
+def memory(results: Results) -> Iterator[str]:
+    """Yield the lines about the front's memory."""
+    yield f"{'100 MB messages, framed':{_NAME}}{'in flight MB':>15}{'RSS grew by MB':>16}{'kept MB':>17}"
+    for each in results.memory:
+        yield f"  {'front':{_NAME - 2}}{each.in_flight / MB:>15.0f}{each.peak / MB:>16.0f}{each.left / MB:>17.0f}"
 
 
 def disturbance(results: Results) -> str:
@@ -78,7 +86,7 @@ def disturbance(results: Results) -> str:
 
 def targets(results: Results) -> Iterator[str]:
     """Yield the verdict on each target that was measured: both numbers, and what the first was made from."""
-    yield f"{'targets of gaspar':58}{'found':>9}{'wanted':>12}"
+    yield f"{'targets of gaspar':62}{'found':>9}{'wanted':>12}"
     for target in TARGETS:
         finding = target.find(results)
         if finding is None:
@@ -86,17 +94,25 @@ def targets(results: Results) -> Iterator[str]:
             continue
         verdict = "reached" if target.is_reached(finding.value) else "MISSED"
         wanted = f"{'>=' if target.is_least else '<='} {target.bound:.2f}"
-        yield f"  {verdict:9}{target.what:53}{finding.value:>9.3f}{wanted:>12}   {finding.parts}"
+        yield f"  {verdict:9}{target.what:51}{finding.value:>9.3f}{wanted:>12}   {finding.parts}".rstrip()
 
 
 LEGEND = f"""\
 Medians over the rounds; a ratio is the median of the ratios within each round.
+32, 4x32  requests in flight; of framed ones connections x in flight on each
++-        half of what lies between the slowest and the fastest round, of the median
 MB/s      payload bytes one way (each also comes back), 1 MB = 1,000,000 bytes
 handler   CPU time that the handlers themselves took, of {PROCESSES} CPUs x wall
-p50 ...   from before connecting to the reply's end-of-file; of two kinds of request: the short ones
+p50 ...   until the reply is whole, from before connecting if each request has a connection of its own; of two kinds
+          of request: the short ones; Client.map yields in order, so what waits behind a long one counts
 FIFO p95  the same in a simulated perfect queue with {PROCESSES} servers: same sequence, no overhead,
           service times divided by the handler share that was measured
-CPU us    of all the server's processes, per request
-load us   of the load generator, per request; nearly all is the kernel's, for both ends of a connection
-PSS       sum over the server's processes; what they share with the benchmark (the interpreter) counts in part
+CPU us    of all the server's processes, per request; a pool's processes without the program that calls
+load us   of what loads, per request: C (nearly all is the kernel's, for both ends of a connection), or for Client,
+          aio.Client, gaspar.request, the pools, RPyC and zerorpc a program in Python
+PSS       of the server's processes after the load (RPyC's have left by then, but the one that listens); what they
+          share with others (the interpreter) counts in part
+of bare   its requests/s, of the bare one-shot loop's
+1-shot x  gaspar's requests/s one-shot, of its
+framed x  gaspar's requests/s framed, of its
 further   ({MORE_PROCESSES} processes - {PROCESSES} processes) / {MORE_PROCESSES - PROCESSES}"""

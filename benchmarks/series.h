@@ -12,13 +12,13 @@ struct series {
     size_t count, room;
 };
 
-static void die(const char *what)
+static inline void die(const char *what)
 {
     perror(what);
     exit(1);
 }
 
-static void *reserve(void *old, size_t size)
+static inline void *reserve(void *old, size_t size)
 {
     void *memory = realloc(old, size);
     if (!memory)
@@ -26,7 +26,7 @@ static void *reserve(void *old, size_t size)
     return memory;
 }
 
-static void append(struct series *s, const uint64_t *ns, size_t count)
+static inline void append(struct series *s, const uint64_t *ns, size_t count)
 {
     if (!count)
         return;
@@ -38,19 +38,19 @@ static void append(struct series *s, const uint64_t *ns, size_t count)
     s->count += count;
 }
 
-static int compare(const void *a, const void *b)
+static inline int compare(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
     return (x > y) - (x < y);
 }
 
-static void sort(struct series *s)
+static inline void sort(struct series *s)
 {
     qsort(s->ns, s->count, sizeof *s->ns, compare);
 }
 
 /* Of a sorted, not empty series. */
-static double percentile_us(const struct series *s, double percent)
+static inline double percentile_us(const struct series *s, double percent)
 {
     size_t rank = (size_t)(percent / 100 * (double)s->count);
     return (double)s->ns[rank < s->count ? rank : s->count - 1] / 1e3;

@@ -4,19 +4,17 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
+import processes
 import psutil
+from load import environment
 
 HOST = "127.0.0.1"
-_HERE = Path(__file__).parent
-_GASPAR = _HERE.parent / "bin" / "gaspar-serve"
 _START_SECONDS = 20  # until ready, or until the first reply
 _STOP_SECONDS = 15  # from SIGTERM to the end, then SIGKILL
 _POLL_SECONDS = 0.001
@@ -30,31 +28,13 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """One of the servers that are compared: its name in the tables and how to start it."""
+    """One of the servers that are compared: how to start it, and how to see that it is there."""
 
     name: str
     command: Callable[[str, int, str], list[str]]  # of address, number of processes, name in handlers.py
-
-
-def _gaspar(address: str, processes: int, handler: str) -> list[str]:
-    where = f"{_HERE / 'handlers.py'}:{handler}"
-    return [sys.executable, str(_GASPAR), "-b", address, "-p", str(processes), where]
-
-
-def _script(name: str) -> Callable[[str, int, str], list[str]]:
-    return lambda address, processes, handler: [
-        sys.executable,
-        str(_HERE / name),
-        address,
-        str(processes),
-        handler,
-    ]
-
-
-GASPAR = Peer("gaspar", _gaspar)
-BARE = Peer("bare", _script("bare.py"))
-ASYNCIO = Peer("asyncio+PPE", _script("asyncio_pool.py"))
-PEERS = (GASPAR, BARE, ASYNCIO)
+    ask: Callable[[int, bytes], bytes | None] | None = None  # of port and payload; None: one-shot
+    says: bytes = b"ready"  # in its log
+    ends_with: int = 0  # after SIGTERM
 
 
 class Server:
@@ -64,27 +44,29 @@ class Server:
         ServerError: it ended early, was not ready in time, or did not end with status 0 after SIGTERM.
     """
 
-    def __init__(self, peer: Peer, processes: int, handler: str) -> None:
+    def __init__(self, peer: Peer, processes: int, handler: str, *options: str) -> None:
         self.peer = peer
         self.first_reply_after = 0.0  # seconds from exec
         self.port = _find_port()
         self._log = os.memfd_create("log")  # unlike a pipe, nobody has to read it
         self._started_at = time.monotonic()
         self._process = subprocess.Popen(
-            peer.command(f"{HOST}:{self.port}", processes, handler),
+            [*peer.command(f"{HOST}:{self.port}", processes, handler), *options],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
+            env=environment(),
             start_new_session=True,  # Ctrl-C is for the benchmark, which ends its servers itself
         )
 
     def __enter__(self) -> "Server":
         try:
-            self._wait(lambda: request(self.port, _FIRST) == _FIRST, "answering")
+            ask = self.peer.ask or request
+            self._wait(lambda: ask(self.port, _FIRST) == _FIRST, "answering")
             self.first_reply_after = time.monotonic() - self._started_at
-            self._wait(lambda: b"ready" in self._read_log(), "ready")
+            self._wait(lambda: self.peer.says in self._read_log(), "ready")
         except BaseException:
-            _kill(self._processes())
+            _kill(processes.family(self.pid))
             self._process.wait()
             os.close(self._log)
             raise
@@ -103,12 +85,21 @@ class Server:
             os.close(self._log)
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that the server's living processes have used so far."""
-        times = []
-        for process in self._processes():
+        """Return the CPU time that the server's processes have used so far."""
+        return processes.cpu_seconds(processes.family(self.pid))
+
+    def pss(self) -> int:
+        """Return the memory of its processes in bytes; a page counts in equal parts for all that map it."""
+        return processes.pss(processes.family(self.pid))
+
+    def named(self, title: str) -> list[int]:
+        """List the pids of those of its processes that are called `title`."""
+        found = []
+        for each in processes.family(self.pid):
             with suppress(psutil.Error):
-                times.append(process.cpu_times())
-        return sum(each.user + each.system for each in times)
+                if each.name() == title:
+                    found.append(each.pid)
+        return found
 
     @property
     def pid(self) -> int:
@@ -120,21 +111,6 @@ class Server:
         """What it has written to standard output and error so far."""
         return self._read_log().decode(errors="replace")
 
-    def pss(self) -> int:
-        """Return the memory of its processes in bytes; a page counts in equal parts for all that map it."""
-        sizes = []
-        for process in self._processes():
-            with suppress(psutil.Error):  # it has just ended
-                sizes.append(process.memory_full_info().pss)
-        return sum(sizes)
-
-    def _processes(self) -> list[psutil.Process]:
-        try:
-            first = psutil.Process(self._process.pid)
-            return [first, *first.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
     def _wait(self, is_done: Callable[[], bool], what: str) -> None:
         give_up_at = self._started_at + _START_SECONDS
         while not is_done():
@@ -145,19 +121,19 @@ class Server:
             time.sleep(_POLL_SECONDS)
 
     def _stop(self) -> None:
-        processes = self._processes()
+        family = processes.family(self.pid)
         try:
             self._process.terminate()
             status = self._process.wait(_STOP_SECONDS)
-            left = psutil.wait_procs(processes[1:], timeout=_STOP_SECONDS)[1]
+            left = psutil.wait_procs(family[1:], timeout=_STOP_SECONDS)[1]
         except subprocess.TimeoutExpired:
             raise self._error(f"had not ended {_STOP_SECONDS} s after SIGTERM") from None
         finally:
-            _kill(processes)
+            _kill(family)
             self._process.wait()
         if left:
             raise self._error(f"left {len(left)} processes behind")
-        if status:
+        if status != self.peer.ends_with:
             raise self._error(f"ended with {status} after SIGTERM")
 
     def _read_log(self) -> bytes:
@@ -179,9 +155,9 @@ def request(port: int, payload: bytes) -> bytes | None:
     return None
 
 
-def _kill(processes: list[psutil.Process]) -> None:
+def _kill(family: list[psutil.Process]) -> None:
     """Kill those that are left; psutil compares start times, so a reused pid is not hit."""
-    for process in processes:
+    for process in family:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 

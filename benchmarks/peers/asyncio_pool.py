@@ -1,6 +1,6 @@
 """What one would write today: an asyncio server that hands its requests to a ProcessPoolExecutor.
 
-python asyncio_pool.py HOST:PORT PROCESSES HANDLER          HANDLER is a name in handlers.py
+python -m peers.asyncio_pool HOST:PORT PROCESSES HANDLER          HANDLER is a name in handlers.py
 """
 
 import asyncio

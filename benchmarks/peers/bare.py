@@ -3,7 +3,7 @@
 No dispatch, no limits, no timeouts, no look at what comes after the request: what plain Python reaches at
 best with one connection per request.
 
-    python bare.py HOST:PORT PROCESSES HANDLER          HANDLER is a name in handlers.py
+    python -m peers.bare HOST:PORT PROCESSES HANDLER          HANDLER is a name in handlers.py
 """
 
 import os
