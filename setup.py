@@ -26,6 +26,7 @@ setup(
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "gevent>=24",
+            "uvloop>=0.19",
             "numpy>=1.26",
             "mypy>=1.11",
             "ruff>=0.6",
