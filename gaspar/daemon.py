@@ -25,7 +25,7 @@ from .wire import Kind
 
 log = logging.getLogger(__name__)
 
-_SLOTS = 2 * MAX_PROCESSES
+_SLOTS = 3 * MAX_PROCESSES  # twice for a reload, once for what steps aside
 
 
 def serve(

@@ -319,6 +319,34 @@ class Dispatcher:
         """True while some consumer has a job behind another, so that `overdue` is to be asked."""
         return any(len(each.in_flight) > 1 and not each.looked for each in self._consumers.values())
 
+    def patience_ends(self, patience: float) -> float | None:
+        """Say when all consumers will have been in a request for `patience` with others waiting, as it looks now.
+
+        Returns:
+            Seconds, monotonic; None if nobody waits or some consumer is idle.
+        """
+        if not self.waiting:
+            return None
+        serving = self._serving()
+        if not serving or not all(each.in_flight for each in serving):
+            return None
+        return max(each.since for each in serving) + patience
+
+    def to_step_aside(self, now: float, patience: float) -> list[int]:
+        """Name the consumers whose place others should take: all have been in a request for longer than `patience`.
+
+        Returns:
+            Their numbers, longest first, no more than requests wait; none if one of them is about to be free.
+        """
+        due = self.patience_ends(patience)
+        if due is None or now < due:
+            return []
+        longest = sorted(self._serving(), key=lambda each: each.since)
+        return [each.number for each in longest[: self.waiting]]
+
+    def _serving(self) -> list[_Consumer]:
+        return [each for each in self._consumers.values() if not each.retiring and not each.occupied]
+
     @property
     def slack(self) -> float:
         """Seconds for which every consumer has work, and somebody waits: nothing is gained by haste. Else 0."""

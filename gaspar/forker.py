@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NICE = 10  # of a consumer that has stepped aside
 _SOON = 0.01  # seconds; what is due within is looked at now
 _LOOK = 0.05  # seconds between looks at the front, when the supervisor is gone
 # One thread each, unless the environment says otherwise: there is a consumer per CPU already.
@@ -187,6 +188,10 @@ class Forker:
             elif record.kind is Kind.LEAVE and "number" in record.fields:
                 if each := self._forks.get(record.fields["number"]):
                     each.child.lifeline.send(Kind.LEAVE)
+            elif record.kind is Kind.ASIDE:
+                if each := self._forks.get(record.fields["number"]):
+                    with contextlib.suppress(OSError):
+                        os.setpriority(os.PRIO_PGRP, each.child.pid, _NICE)
             elif record.kind is Kind.LEAVE:
                 self._leave()
             elif record.kind is Kind.STOP:

@@ -71,6 +71,8 @@ class Front:
         self._results = Results(self._context, folder, generation)
         self._crew = Crew(self._context, folder, scoreboard, self._dispatcher, generation)
         self._watching = False  # the next look at overdue jobs is scheduled
+        self._looking_for_long = False  # the next look at who should step aside is scheduled
+        self._asked_aside = 0.0  # when the supervisor was last asked for that
         self._expiry: float | None = None  # when the next look at who waited too long is due
         self._alone_since = green.monotonic()  # since when there is no consumer
         self._orphaned = False
@@ -104,6 +106,8 @@ class Front:
         if not self._watching and dispatcher.watched:
             self._watching = True
             green.later(PATIENCE, self._on_patience_over)
+        if self._limits.burst and not self._looking_for_long and dispatcher.waiting:
+            self._look_for_long_later()
         oldest = dispatcher.oldest if self._limits.max_wait or not self._crew else None
         if oldest is not None and self._expiry is None:
             self._schedule_expiry(oldest)
@@ -160,6 +164,22 @@ class Front:
         for consumer in self._dispatcher.overdue(green.monotonic()):
             self._crew.take_back_all(consumer)
             self._take(self._crew.results_held(consumer))
+        self._pump()
+
+    def _look_for_long_later(self) -> None:
+        """Look again when all consumers may have been in a request for too long while others wait."""
+        due = self._dispatcher.patience_ends(self._limits.patience)
+        if due is not None:
+            self._looking_for_long = True
+            due = max(due, self._asked_aside + self._limits.patience)
+            green.later(max(0.0, due - green.monotonic()), self._on_long)
+
+    def _on_long(self) -> None:
+        self._looking_for_long = False
+        now = green.monotonic()
+        if numbers := self._dispatcher.to_step_aside(now, self._limits.patience):
+            self._asked_aside = now
+            self._lifeline.send(Kind.ASIDE, numbers=numbers)
         self._pump()
 
     # ---- results in, replies out ----

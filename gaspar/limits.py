@@ -18,6 +18,7 @@ from .errors import LimitError
 MAX_WIRE_MESSAGE = 2**30 - 1  # bytes; a first byte of 0x40 or more begins another protocol's name
 MAX_PROCESSES = 1024  # slots on the scoreboard, two for each
 AUTO_DEPTH = 0
+_AUTO_BURST = -1
 NONE = 0  # no limit
 STOPPED_LIMIT = 2.0  # seconds that one of gaspar's processes may be stopped (SIGSTOP) before it counts as hung
 _LONGEST = 1e8  # seconds, three years
@@ -150,6 +151,16 @@ class Limits:
     depth: int = _limit(
         "auto", _count(1, 64, lambda: AUTO_DEPTH), "N|auto", "jobs in flight per consumer; auto = as their length asks"
     )
+    burst: int = _limit(
+        "auto",
+        _count(0, MAX_PROCESSES, lambda: _AUTO_BURST),
+        "N|auto",
+        "consumers more, in the place of those that a long request holds while others wait; auto = as many as"
+        " --processes; 0 = none",
+    )
+    patience: float = _limit(
+        0.02, _positive_seconds, "SECONDS", "how long all consumers may hold others up before --burst helps"
+    )
     max_message: int = _limit("64M", _max_message, "SIZE", "longest request or reply; K, M, G are 1024s")
     read_timeout: float = _limit(
         30.0, _positive_seconds, "SECONDS", "a request's header, then each further 64 KiB of it, must come within this"
@@ -191,6 +202,8 @@ class Limits:
                 option = "--" + each.name.replace("_", "-")
                 raise LimitError(f"{each.name} ({option}) is {given!r}: {error}") from None
             object.__setattr__(self, each.name, value)
+        if self.burst == _AUTO_BURST:
+            object.__setattr__(self, "burst", self.processes)
 
 
 def names() -> list[str]:

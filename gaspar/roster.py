@@ -52,6 +52,7 @@ class Entry:
     pid: int = 0  # 0 until it is ready
     worn: bool = False  # to be replaced: it has served its requests, or grown too large
     retiring: bool = False  # gets no more jobs, leaves when it holds none
+    aside: bool = False  # retiring since a long request holds it while others wait
 
 
 class Orders(NamedTuple):
@@ -105,6 +106,21 @@ class Roster:
         """New consumers come from this generation's forker from now on; it has the newest code, so no trial is left."""
         self.generation, self.trial = generation, 0
 
+    def step_aside(self, number: int, most: int) -> Entry | None:
+        """Let a consumer go that a long request holds, so that another takes its place at once.
+
+        Args:
+            most: how many may be in this state.
+
+        Returns:
+            The consumer, or None if it may not.
+        """
+        entry = self._entries.get(number)
+        if entry is None or entry.retiring or not entry.pid or sum(each.aside for each in self) >= most:
+            return None
+        entry.retiring = entry.aside = True
+        return entry
+
     def on_forker_gone(self, generation: int, now: float) -> list[Entry]:
         """A forker has ended. Returns its consumers, which end with it."""
         if generation == self.trial:
@@ -147,7 +163,7 @@ class Roster:
         trial = [self._add(self.trial, now)] if self.trial and not self.of(self.trial) else []
         staying = [each for each in self if not each.retiring and each.generation != (self.trial or None)]
         missing = self.target - len(staying)
-        leaving = sum(each.retiring for each in self)  # bounded: they may be busy for long
+        leaving = sum(each.retiring and not each.aside for each in self)  # bounded: they may be busy for long
         if missing <= 0 and not self.trial and leaving <= self.target and all(each.pid for each in staying):
             missing = self.target + 1 - len(staying) if any(map(self._is_stale, staying)) else 0
         return trial + [self._add(self.generation, now) for _ in range(missing)]

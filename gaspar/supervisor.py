@@ -269,6 +269,17 @@ class Supervisor:
                     self._introduce(each)
         elif kind is Kind.RETIRED:
             self._let_go(fields["number"])
+        elif kind is Kind.ASIDE and self._state is State.SERVING:
+            self._let_step_aside(fields["numbers"])
+
+    def _let_step_aside(self, numbers: list[int]) -> None:
+        """Long requests hold all consumers while others wait: fork others, and let the kernel share the CPUs."""
+        for number in numbers:
+            entry = self._roster.step_aside(number, self._limits.burst)
+            if entry and (forker := self._children.forkers.get(entry.generation)):
+                log.debug("consumer %d (pid %d) steps aside: its request takes long", number, entry.pid)
+                self._tell_front(Kind.RETIRE, number=number)
+                self._children.order(forker, Kind.ASIDE, number=number)
 
     def _let_go(self, number: int) -> None:
         entry = self._roster.get(number)

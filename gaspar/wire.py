@@ -207,6 +207,7 @@ class Kind(enum.IntEnum):
     RETIRE = 32  # number: gets no more jobs; supervisor -> front
     # front -> supervisor
     RETIRED = 40  # number: holds no job any more
+    ASIDE = 41  # numbers: a long request holds these while others wait; supervisor -> forker: one number
 
 
 class Record(NamedTuple):

@@ -44,6 +44,8 @@ class Daemon:
         folder: str = "",
         **environment: str,
     ) -> None:
+        if "--burst" not in options:  # most tests hold up a consumer to see what waits behind it
+            options = (*options, "--burst", "0")
         self.folder = folder or tempfile.mkdtemp(prefix="g-", dir="/tmp")  # short: sockets live in it
         env = dict(os.environ, TMPDIR=self.folder, PYTHONPATH=str(ROOT), PYTHONWARNINGS="error", **environment)
         env.pop("XDG_RUNTIME_DIR", None)

@@ -304,3 +304,18 @@ def streams(message: bytes) -> object:
 
 a_consumer = gaspar.Consumer(digest)
 not_callable = 7
+
+
+def who(message: bytes) -> bytes:
+    """Say which process this is; if a file is named, wait for it, and first note in FILE.begun that it began."""
+    if message:
+        with open(message + b".begun.new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(message + b".begun.new", message + b".begun")
+        await_file(message)
+    return str(os.getpid()).encode()
+
+
+def nap(message: bytes) -> bytes:
+    time.sleep(float(message))
+    return b"slept"

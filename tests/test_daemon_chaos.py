@@ -431,6 +431,7 @@ def draw_options(seed: int) -> tuple[list[str], float, float]:
     rng = random.Random(f"options {seed}")
     options = ["-p", str(rng.choice([2, 3, 4])), "--timeout", rng.choice(["0.3", "1"])]
     options += rng.choice([[], ["--depth", "1"], ["--depth", "8"]])
+    options += rng.choice([["--burst", "0"], ["--burst", "auto"], ["--burst", "8", "--patience", "0.003"]])
     options += rng.choice([[], ["--max-requests", "200"]])
     options += rng.choice([[], ["--max-memory", "100M"]])
     return options, rng.choice([0.0, 0.0, 0.3]), rng.choice([0.0, 0.0, 0.2])

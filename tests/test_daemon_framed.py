@@ -571,11 +571,11 @@ def test_bytes_of_requests_that_were_never_complete_are_not_counted_for_ever(ser
     for leave in LEAVE.values():
         client = FramedClient(daemon, MAGIC + data[:100_000])
         daemon.ask_nothing()
-        leave(client)
-        client.sock.close()
-        wait_until(lambda: daemon.connected() == 0)
-        with FramedClient(daemon, MAGIC + data) as other:
-            other.take(FrameKind.REPLY, 1)
+        with FramedClient(daemon) as other:
+            wait_until(lambda: other.exchange(data, 1)[1].kind == FrameKind.ERROR)
+            leave(client)
+            client.sock.close()
+            wait_until(lambda: other.exchange(data, 1)[1].kind == FrameKind.REPLY)
 
 
 # ---- TIMEOUT ----

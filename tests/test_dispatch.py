@@ -914,3 +914,56 @@ class Machine(RuleBasedStateMachine):
 
 TestDispatcher = Machine.TestCase
 TestDispatcher.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+# ---- long ones step aside ----
+
+
+def test_all_step_aside_when_each_has_run_for_longer_than_patience_while_others_wait() -> None:
+    table = Dispatcher(1, depth=1)
+    for number in (1, 2):
+        table.add_consumer(number, 0.0)
+    submit(table, 2)
+    table.assign(1.0)
+    assert table.patience_ends(0.02) is None, "nobody waits"
+    submit(table, 2)
+    assert table.patience_ends(0.02) == 1.02
+    assert table.to_step_aside(1.01, 0.02) == []
+    assert table.to_step_aside(1.03, 0.02) == [1, 2]
+
+
+def test_no_more_step_aside_than_requests_wait_the_longest_first() -> None:
+    table = Dispatcher(1, depth=1)
+    table.add_consumer(1, 0.0)
+    submit(table, 1)
+    table.assign(1.0)
+    table.add_consumer(2, 0.0)
+    submit(table, 1)
+    table.assign(0.5)
+    submit(table, 1)
+    assert table.to_step_aside(2.0, 0.02) == [2]
+
+
+def test_none_steps_aside_while_one_is_about_to_be_free() -> None:
+    table = Dispatcher(1, depth=1)
+    for number in (1, 2):
+        table.add_consumer(number, 0.0)
+    jobs = [table.submit(b"", None, 0.0) for _ in range(4)]
+    table.assign(0.0)
+    table.done(jobs[0].number, 10, 1.0)
+    table.assign(1.0)
+    assert table.to_step_aside(1.01, 0.02) == []
+    assert table.patience_ends(0.02) == 1.02
+
+
+def test_none_steps_aside_while_one_is_idle_retiring_or_another_fronts() -> None:
+    table = Dispatcher(1, depth=1)
+    table.add_consumer(1, 0.0)
+    table.add_consumer(2, 0.0, occupied=True)
+    table.add_consumer(3, 0.0)
+    table.retire_consumer(3)
+    submit(table, 2)
+    table.assign(0.0)
+    assert table.to_step_aside(1.0, 0.02) == [1]
+    table.vacate(2)
+    assert table.to_step_aside(1.0, 0.02) == []

@@ -468,3 +468,34 @@ def test_a_forker_that_takes_over_leaves_no_trial() -> None:
     found.take_over(3)
     fork, _ = found.next_orders(9.0)
     assert {each.generation for each in fork} == {3}
+
+
+# ---- stepping aside ----
+
+
+def test_another_is_forked_at_once_for_one_that_steps_aside() -> None:
+    roster = Roster(2)
+    first, second = (each.number for each in roster.next_orders(0.0).fork)
+    assert roster.step_aside(first, 2) is None, "it is not ready"
+    roster.on_ready(first, 11)
+    roster.on_ready(second, 12)
+    aside = roster.step_aside(first, 2)
+    assert aside is not None and aside.retiring and aside.aside
+    assert roster.step_aside(first, 2) is None, "it has done so"
+    forks, retire = roster.next_orders(0.0)
+    assert [each.number for each in forks] == [3] and not retire
+    assert not roster.settled
+
+
+def test_no_more_step_aside_than_may() -> None:
+    roster = Roster(1)
+    for number, most, may in ((1, 1, True), (2, 1, False), (2, 2, True), (3, 2, False)):
+        roster.next_orders(0.0)
+        roster.on_ready(number, 10 + number)
+        assert (roster.step_aside(number, most) is not None) is may
+    roster.on_gone(1, True, 1.0)
+    assert roster.step_aside(3, 2) is not None
+
+
+def test_nobody_unknown_steps_aside() -> None:
+    assert Roster(1).step_aside(7, 5) is None

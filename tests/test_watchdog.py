@@ -2,6 +2,7 @@
 
 import faulthandler
 import logging
+import mmap
 import os
 import re
 import signal
@@ -375,7 +376,10 @@ def test_what_one_takes_privately_is_watched_and_what_it_shares_is_not(watch: Wa
         kept = []
         lifeline.send(Kind.READY)
         while lifeline.wait(TIMEOUT) and (records := lifeline.recv()):
-            kept.append(bytearray(b"x" * (records[0].fields["number"] * mib)))
+            # a map, since what malloc is given back it may keep
+            kept.append(mmap.mmap(-1, records[0].fields["number"] * mib, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            for page in range(0, len(kept[-1]), mmap.PAGESIZE):
+                kept[-1][page] = 1
             lifeline.send(Kind.READY)
 
     def take(number: int) -> tuple[str, bool]:
