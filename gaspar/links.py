@@ -194,6 +194,7 @@ class ConsumerEnd:
             os.mkfifo(path, 0o600)
         self._claims = _open_fifo(claims_path(folder, number))
         self._credits = _open_fifo(credits_path(folder, number))
+        self._parent = os.getppid()
         self._parts = self._part_bytes = 0  # of the stream, that its client has not taken
         self._folder = folder
         self._context = zmq.Context(io_threads=1)
@@ -305,14 +306,13 @@ class ConsumerEnd:
             False if nobody wants it, or any further one.
         """
         size = len(part)
-        parent = os.getppid()
         while True:
             if not self._take_credits(number):
                 return False
             if not self._parts or (self._parts < _MAX_PARTS and self._part_bytes + size <= _MAX_BYTES):
                 break
             # in doubt the front that is to say it has died: its successor closes the stream
-            if not wait_readable([self._credits], _LOOK) and os.getppid() != parent:
+            if not wait_readable([self._credits], _LOOK) and os.getppid() != self._parent:
                 return False
         self._parts += 1
         self._part_bytes += size

@@ -526,29 +526,38 @@ def test_parts_and_the_result_behind_them_come_in_order(ends: Ends) -> None:
         ]
 
 
-def test_a_stream_ends_when_its_consumer_has_lost_its_parent(folder: str) -> None:
+@pytest.mark.parametrize("when", ["before the part", "while it waits"])
+def test_a_stream_ends_when_its_consumer_has_lost_its_parent(folder: str, when: str) -> None:
     """Nobody is left to say what was taken."""
     reader, writer = os.pipe()
     parent = os.fork()
     if not parent:
+        parent = os.getpid()
         if not os.fork():
             told = b"?"
             try:
                 end = ConsumerEnd(folder, CONSUMER, reader)
                 end.begin_stream()
                 told = b"".join(b"%d" % end.send_part(n(1), 5, b"") for _ in range(8))
-                os.write(writer, b"!")
+                os.write(writer, b"%d\n" % os.getpid())
+                while when == "before the part" and os.getppid() == parent:
+                    wait_readable([], 0.001)
                 told += b"%d" % end.send_part(n(1), 5, b"")
             finally:
                 os.write(writer, told)
                 os._exit(0)
         signal.pause()
-    with os.fdopen(reader, "rb") as news:
-        os.close(writer)
-        assert news.read(1) == b"!"
+    os.close(writer)
+    with os.fdopen(reader, "rb", buffering=0) as news:
+        child = int(news.read(100))
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
-        assert news.read() == b"111111110"
+        try:
+            assert wait_readable([reader], 10)
+            assert news.read(100) == b"111111110"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 # ---- the directory ----
