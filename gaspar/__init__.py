@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import client, errors
+    from . import aio, client, errors
     from .answer import Receipt, Reply
     from .client import Client, pack, request
     from .consumer import Consumer
@@ -99,6 +99,7 @@ __all__ = [
     "TooBig",
     "Unavailable",
     "__version__",
+    "aio",
     "client",
     "errors",
     "pack",
@@ -107,7 +108,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("client", "errors"):
+    if name in ("aio", "client", "errors"):
         return importlib.import_module(f"gaspar.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"gaspar.{_HOMES[name]}"), name)

@@ -18,6 +18,8 @@ BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 MAX_UNIX_PATH = 107  # bytes: sun_path holds 108 with its closing NUL, unix(7)
 # SO_LINGER on, 0 seconds: closing is a reset unless somebody decided otherwise, socket(7)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+# a host that vanishes says nothing; its connections are given up after two minutes of silence, tcp(7)
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Address(NamedTuple):
@@ -179,3 +181,12 @@ def connect(address: Address, timeout: float | None) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Let the kernel find out if the other host has vanished."""
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

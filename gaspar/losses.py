@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .address import Address
 from .errors import ConnectionLost
+from .session import Session
 
 CLOSED = "the daemon closed the connection"
 NOT_SENT = ", it could not even be sent"
@@ -25,6 +26,15 @@ def no_greeting(seen: bytes, reason: str) -> str:
     """Say what came in place of a greeting."""
     got = repr(seen) if seen else "nothing"
     return f"expected the greeting of a gaspar daemon, got {got}, then {reason}"
+
+
+def not_taken(where: Address, session: Session) -> bool:
+    """True if the end of a connection, by a FIN, says that nothing unanswered was run.
+
+    So ends a daemon that has said that it drains, between two answers. A Unix socket has no reset: there a daemon that
+    was killed ends in the same way.
+    """
+    return session.leaving and not session.inside and session.error is None and not where.path
 
 
 def lost(where: Address, reason: str, sent: bool) -> ConnectionLost:

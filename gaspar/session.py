@@ -51,6 +51,11 @@ class Session:
         hello = self.hello
         return hello is not None and len(self.calls) < hello.max_in_flight and not self.leaving and not self.error
 
+    @property
+    def inside(self) -> bool:
+        """True inside a frame or a streamed reply: where the daemon cannot have meant to end the connection."""
+        return self._parser.inside or bool(self._parts)
+
     def begin(self, call: Any, size: int, milliseconds: int = 0, meta: bytes = b"") -> tuple[int, bytes]:
         """Give a request its id, and lay out all that goes before its `size` bytes.
 
@@ -114,6 +119,9 @@ class Session:
         return answers
 
     def _greet(self, frame: Frame) -> None:
+        if frame.kind == FrameKind.ERROR and not frame.id:  # it would not even greet, and says why
+            self._fail(frame, [])
+            return
         try:
             if frame.kind != FrameKind.HELLO:
                 raise BadFrame(f"a frame of kind {frame.kind}")
@@ -135,10 +143,11 @@ class Session:
     def _part(self, frame: Frame, answers: list[tuple[Any, bytes | RequestError]]) -> None:
         if frame.id not in self.calls:
             return
+        parts = self._parts.setdefault(frame.id, [])
         if self._in_parts:
             answers.append((self.calls[frame.id], bytes(frame.body)))
         else:
-            self._parts.setdefault(frame.id, []).append(frame.body)
+            parts.append(frame.body)
 
     def _fail(self, frame: Frame, answers: list[tuple[Any, bytes | RequestError]]) -> None:
         error = restore(frame.code, bytes(frame.body), Receipt(frame.a / _US, frame.b / _US))

@@ -121,9 +121,13 @@ class FakeDaemon:
     A connection is closed when its script returns. What a script raises, `close` raises.
     """
 
-    def __init__(self, *scripts: Script) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+    def __init__(self, *scripts: Script, path: str = "") -> None:
+        if path:
+            self._listener = socket.create_server(path, family=socket.AF_UNIX)
+            self.address = f"unix:{path}"
+        else:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.connections = 0
         self._scripts = scripts
         self._errors: list[BaseException] = []
@@ -138,7 +142,8 @@ class FakeDaemon:
                 connection = self._listener.accept()[0]
             except OSError:
                 return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             script = self._scripts[min(self.connections, len(self._scripts) - 1)]
             peer = Peer(connection, self.connections)
             self.connections += 1

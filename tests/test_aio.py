@@ -205,6 +205,13 @@ async def lost(awaitable: Awaitable[Any], *, sent: bool, match: str) -> None:
     assert ("may have been run" in str(caught.value)) is sent
 
 
+async def whole(client: Client, method: str) -> bytes:
+    """Send b"x" in one way or the other; returns the whole reply."""
+    if method == "request":
+        return await client.request(b"x")
+    return b"".join([part async for part in client.stream(b"x")])
+
+
 # requests
 
 
@@ -961,7 +968,7 @@ def test_an_idle_connection_that_ends_is_replaced(run: Run) -> None:
         async with Server(once, once, echo) as server, Client(server.address) as client:
             for _ in range(3):
                 assert await client.request(b"x") == b"x"
-                while server.count < 3 and client._pool._made:
+                while server.count < 3 and client._pool.sockets.open:
                     await asyncio.sleep(0)
             assert server.count == 3
 
@@ -981,7 +988,7 @@ def test_after_goaway_what_is_under_way_ends_there_and_what_comes_goes_elsewhere
     async def main() -> None:
         async with Server(drain, echo) as server, Client(server.address) as client:
             first = client.submit(b"first")
-            while not (client._pool._made and next(iter(client._pool._made)).session.leaving):
+            while not (client._pool.sockets.open and next(iter(client._pool.sockets.open)).session.leaving):
                 await asyncio.sleep(0)
             assert await client.request(b"second") == b"second"
             assert not first.done()
@@ -1009,6 +1016,59 @@ def test_what_a_drained_connection_did_not_answer_is_sent_again(run: Run) -> Non
     run(main)
 
 
+@pytest.mark.parametrize("count", [7, 20, 1000, 199_000])
+def test_what_a_drained_connection_did_not_answer_may_have_run_if_it_ended_inside_a_frame(run: Run, count: int) -> None:
+    async def drain(peer: Peer) -> None:
+        frame = await (await peer.greet()).request()
+        peer.send(encode(FrameKind.GOAWAY) + encode(FrameKind.REPLY, frame.id, bytes(199_000))[:count])
+        peer.end()
+
+    async def main() -> None:
+        for method in ("request", "stream"):
+            async with Server(drain, echo) as server, Client(server.address) as client:
+                await lost(whole(client, method), sent=True, match="closed the connection")
+                assert server.count == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("body", [b"", b"part"])
+def test_what_had_begun_to_stream_when_a_drained_connection_ended_was_run(run: Run, body: bytes) -> None:
+    async def drain(peer: Peer) -> None:
+        frame = await (await peer.greet()).request()
+        peer.send(encode(FrameKind.PART, frame.id, body) + encode(FrameKind.GOAWAY))
+        peer.end()
+
+    async def main() -> None:
+        for method in ("request", "stream"):
+            async with Server(drain, echo) as server, Client(server.address) as client:
+                await lost(whole(client, method), sent=True, match="closed the connection")
+                assert server.count == 1
+
+    run(main)
+
+
+def test_what_a_drained_connection_did_not_answer_may_have_run_over_a_unix_socket(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    """Which has no reset: a front that was killed ends in the same way."""
+
+    async def drain(peer: Peer) -> None:
+        await (await peer.greet()).request()
+        peer.send(encode(FrameKind.GOAWAY))
+        peer.end()
+
+    async def main() -> None:
+        for method in ("request", "stream"):
+            path = os.path.relpath(tmp_path / method)
+            async with Server(drain, echo, path=path) as server, Client(server.address) as client:
+                await lost(whole(client, method), sent=True, match="closed the connection")
+                assert server.count == 1
+                assert await whole(client, method) == b"x"
+
+    run(main)
+
+
 def test_what_was_reset_after_goaway_may_have_run(run: Run) -> None:
     async def drain(peer: Peer) -> None:
         await (await peer.greet()).request()
@@ -1022,7 +1082,7 @@ def test_what_was_reset_after_goaway_may_have_run(run: Run) -> None:
     async def main() -> None:
         async with Server(drain) as server, Client(server.address) as client:
             reply = client.submit(b"x")
-            while not (client._pool._made and next(iter(client._pool._made)).session.leaving):
+            while not (client._pool.sockets.open and next(iter(client._pool.sockets.open)).session.leaving):
                 await asyncio.sleep(0)
             go.set()
             await lost(reply, sent=True, match="reset before the reply was there")
@@ -1395,7 +1455,7 @@ def test_a_stream_that_is_not_read_is_held_up(run: Run) -> None:
             stream = client.stream(b"x")
             assert await stream.__anext__() == bytes(100_000)
             (pool,) = client._streams
-            (connection,) = pool._made
+            (connection,) = pool.sockets.open
             while connection.transport.is_reading():
                 await asyncio.sleep(0)
             (call,) = connection.session.calls.values()
@@ -1584,7 +1644,7 @@ def test_whatever_the_daemon_does_each_request_ends_once_in_its_own_reply_or_an_
             assert ends[Reply]
             pool = client._pool
             assert not pool.waiting and not pool._unanswered
-            assert not any(connection.session.calls for connection in pool._made)
+            assert not any(connection.session.calls for connection in pool.sockets.open)
 
     run(main)
 
@@ -1699,7 +1759,7 @@ def test_a_daemon_that_stops_answers_what_it_has(run: Run, serve: Serve, tmp_pat
             await loop.run_in_executor(None, daemon.ask_nothing)
             daemon.remember()
             daemon.signal(signal.SIGTERM)
-            (connection,) = client._pool._made
+            (connection,) = client._pool.sockets.open
             while not connection.session.leaving:
                 await asyncio.sleep(0.001)
             with pytest.raises((ConnectionLost, ShuttingDown)):

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from conftest import wait_until
@@ -34,7 +35,7 @@ from gaspar import (
 )
 from gaspar.answer import Receipt
 from gaspar.errors import Code
-from gaspar.frames import MAX_U32, Frame, FrameKind
+from gaspar.frames import MAX_U32, Frame, FrameKind, encode
 
 Fake = Callable[..., FakeDaemon]
 NOT_YET = 30  # seconds; what is waited for comes sooner
@@ -47,8 +48,8 @@ def fake() -> Iterator[Fake]:
     threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     daemons: list[FakeDaemon] = []
 
-    def start(*scripts: Script) -> FakeDaemon:
-        daemons.append(FakeDaemon(*scripts))
+    def start(*scripts: Script, path: str = "") -> FakeDaemon:
+        daemons.append(FakeDaemon(*scripts, path=path))
         return daemons[-1]
 
     yield start
@@ -656,6 +657,77 @@ def test_what_is_unanswered_at_a_clean_end_after_goaway_is_tried_again(fake: Fak
         ask = {"request": client.request, "stream": lambda message: b"".join(client.stream(message))}[method]
         assert ask(b"x") == b"x"
     assert daemon.connections == 3
+
+
+@pytest.mark.parametrize("method", ["request", "stream"])
+@pytest.mark.parametrize("count", [7, 20, 1000, 199_000])
+def test_what_is_unanswered_at_an_end_inside_a_frame_after_goaway_may_have_run(
+    fake: Fake, method: str, count: int
+) -> None:
+    def breaks(peer: Peer) -> None:
+        peer.greet()
+        request = peer.request()
+        peer.go_away()
+        peer.raw(encode(FrameKind.REPLY, request.id, bytes(199_000))[:count])
+
+    daemon = fake(breaks, Peer.echo)
+    with Client(daemon.address) as client:
+        ask = {"request": client.request, "stream": lambda message: b"".join(client.stream(message))}[method]
+        with pytest.raises(ConnectionLost, match="may have been run") as caught:
+            ask(b"x")
+    assert caught.value.sent is True
+    assert daemon.connections == 1
+
+
+@pytest.mark.parametrize("method", ["request", "stream"])
+@pytest.mark.parametrize("body", [b"", b"part"])
+def test_what_had_begun_to_stream_at_a_clean_end_after_goaway_was_run(fake: Fake, method: str, body: bytes) -> None:
+    def breaks(peer: Peer) -> None:
+        peer.greet()
+        peer.part(peer.request(), body)
+        peer.go_away()
+
+    daemon = fake(breaks, Peer.echo)
+    with Client(daemon.address) as client:
+        ask = {"request": client.request, "stream": lambda message: b"".join(client.stream(message))}[method]
+        with pytest.raises(ConnectionLost, match="may have been run") as caught:
+            ask(b"x")
+    assert caught.value.sent is True
+    assert daemon.connections == 1
+
+
+@pytest.mark.parametrize("method", ["request", "stream"])
+def test_what_is_unanswered_at_an_end_after_goaway_may_have_run_over_a_unix_socket(
+    fake: Fake, method: str, tmp_path: Path
+) -> None:
+    """Which has no reset: a front that was killed ends in the same way."""
+
+    def leaves(peer: Peer) -> None:
+        peer.greet()
+        peer.request()
+        peer.go_away()
+
+    daemon = fake(leaves, Peer.echo, path=os.path.relpath(tmp_path / "s"))
+    with Client(daemon.address) as client:
+        ask = {"request": client.request, "stream": lambda message: b"".join(client.stream(message))}[method]
+        with pytest.raises(ConnectionLost, match="may have been run") as caught:
+            ask(b"x")
+        assert caught.value.sent is True
+        assert daemon.connections == 1
+        assert ask(b"y") == b"y"
+
+
+def test_what_was_refused_before_an_end_after_goaway_is_tried_again_over_a_unix_socket(
+    fake: Fake, tmp_path: Path
+) -> None:
+    def leaves(peer: Peer) -> None:
+        peer.greet()
+        peer.error(peer.request(), Code.SHUTTING_DOWN)
+        peer.go_away()
+
+    daemon = fake(leaves, Peer.echo, path=os.path.relpath(tmp_path / "s"))
+    with Client(daemon.address) as client:
+        assert client.request(b"x") == b"x"
 
 
 def test_daemon_that_greets_and_ends_each_connection_is_given_up(fake: Fake) -> None:

@@ -42,17 +42,24 @@ TABLE = {
     "supervisor": "children lifecycle limits process roster wire",
     "daemon": "address consumer errors folders forker front lifecycle limits process scoreboard supervisor systemd"
     " wire",
-    "pending": "address answer errors frames",
-    "outbox": "forked pending",
-    "forked": "",
-    "losses": "address errors",
-    "connection": "address errors forked losses outbox pending session",
-    "stream": "address answer connection errors forked losses pending session",
-    "pool": "address connection errors losses pending stream",
-    "window": "address answer pending",
-    "client": "address answer errors limits pending pool window wire",
+    "message": "errors limits",
+    "losses": "address errors session",
+    "client/forked": "",
+    "client/pending": "address answer errors frames",
+    "client/outbox": "client/forked client/pending",
+    "client/connection": "address client/forked client/outbox client/pending errors losses session",
+    "client/stream": "address answer client/connection client/forked client/pending errors losses session",
+    "client/pool": "address client/connection client/pending client/stream errors losses",
+    "client/window": "address answer client/pending",
+    "client": "address answer client/pending client/pool client/window errors message wire",
+    "aio/call": "answer errors frames",
+    "aio/connection": "address aio/call errors losses session",
+    "aio/sockets": "aio/connection",
+    "aio/pool": "address aio/call aio/connection aio/sockets answer errors losses",
+    "aio/window": "aio/call answer message",
+    "aio": "address aio/call aio/pool aio/window answer errors message",
     "producer": "address consumer daemon errors limits process wire",
-    "__init__": "answer client consumer errors producer version",
+    "__init__": "aio answer client consumer errors producer version",
     "cli": "__init__ address consumer daemon errors handler lifecycle limits systemd",
     "__main__": "cli",
     "crew": "dispatch links scoreboard wire",
@@ -61,7 +68,6 @@ TABLE = {
     "framed": "address dispatch errors frames green limits outgoing",
     "outcome": "errors forkwatch",
     "outgoing": "dispatch green",
-    "aio": "address answer errors losses session",
     "call": "__init__ address client errors limits",
 }
 # Who imports what is neither gaspar's nor the standard library's.
@@ -84,40 +90,52 @@ GUARDED = {
     "resource": "forker reception",
     "select": "oneshot process watchdog",
     "signal": "children forker process producer supervisor watchdog",
-    "socket": "address aio client connection daemon forked framed front oneshot outbox outgoing process reception"
-    " stream systemd",
+    "socket": "address client client/connection client/forked client/outbox client/stream daemon framed front oneshot"
+    " outgoing process reception systemd",
     "struct": "address framed frames oneshot scoreboard wire",
     "subprocess": "",
-    "threading": "call connection forked forker outbox pending pool producer window",
+    "threading": "call client/connection client/forked client/outbox client/pending client/pool client/window forker"
+    " producer",
 }
 HEAVY = ("eventlet", "greenlet", "zmq", "click", "psutil")
 
 
-def modules() -> list[str]:
-    return sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+def files() -> dict[str, Path]:
+    """Return the file of each module: `module`, `package/module`, and `package` for its `__init__`."""
+    names = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix("/__init__"): path for name, path in names.items()}
+
+
+FILES = files()
 
 
 def imported(module: str) -> set[str]:
     """Return what a module imports, gaspar's own as `.name`."""
-    names = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_bytes())):
+    path = FILES[module]
+    inside = path.parent.relative_to(PACKAGE.parent).parts  # the package that its relative imports begin in
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            names |= {each.name for each in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module or "")
+            names |= {_named(each.name.split(".")) for each in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f".{node.module}"} if node.module else {f".{each.name}" for each in node.names}
-    known = modules()
-    return {_own(name, known) if name.startswith((".", "gaspar")) else name.partition(".")[0] for name in names}
+            start = inside[: len(inside) + 1 - node.level] if node.level else ()
+            origin = [*start, *(node.module.split(".") if node.module else ())]
+            names |= {_named([*origin, each.name]) for each in node.names}
+    return names
 
 
-def _own(name: str, known: list[str]) -> str:
-    own = name.removeprefix("gaspar").lstrip(".").partition(".")[0]
-    return f".{own if own in known else '__init__'}"
+def _named(parts: list[str]) -> str:
+    """Return the module of ours that holds a dotted name, as `.name`; of others the package."""
+    if parts[0] != "gaspar":
+        return parts[0]
+    for end in range(len(parts), 1, -1):
+        if (name := "/".join(parts[1:end])) in FILES:
+            return f".{name}"
+    return ".__init__"
 
 
 def test_the_table_has_each_module_and_no_other() -> None:
-    assert sorted(TABLE) == modules()
+    assert set(TABLE) == set(FILES)
 
 
 @pytest.mark.parametrize("module", TABLE)
@@ -154,8 +172,10 @@ def loaded_after(statement: str) -> set[str]:
     [
         "import gaspar",
         "import gaspar.client",
+        "import gaspar.aio",
         "import gaspar; gaspar.request, gaspar.pack, gaspar.errors, gaspar.GasparError",
         "import gaspar; gaspar.Client, gaspar.Reply, gaspar.Receipt",
+        "import gaspar; gaspar.aio.Client",
         "import gaspar; gaspar.Producer, gaspar.Consumer, gaspar.Forker",
         "import gaspar.supervisor",
         "import gaspar.daemon",

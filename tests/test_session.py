@@ -245,6 +245,45 @@ def test_each_part_is_an_answer_if_parts_are_wanted(take: Take) -> None:
     assert [type(answer) for _, answer in answers] == [bytes, bytes, Reply]
 
 
+@ways
+def test_it_is_inside_from_the_first_byte_of_a_frame_to_its_last(take: Take) -> None:
+    frames = [hello(), encode(FrameKind.REPLY, 1, b"A"), encode(FrameKind.GOAWAY), encode(FrameKind.REPLY, 2)]
+    data = b"".join(frames)
+    ends = [0, *itertools.accumulate(map(len, frames))]
+    for at in range(len(data) + 1):
+        session = asked("a", "b")
+        take(session, [data[:at]])
+        assert session.inside is (at not in ends), at
+
+
+@ways
+def test_it_is_inside_of_a_long_frame_too(take: Take) -> None:
+    data = encode(FrameKind.REPLY, 1, bytes(LONG))
+    session = asked("a")
+    take(session, [hello() + data[:100], data[100:-1]])
+    assert session.inside
+    take(session, [data[-1:]])
+    assert not session.inside
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("body", [b"", b"part"])
+def test_it_is_inside_of_a_streamed_reply_until_that_ends(in_parts: bool, body: bytes) -> None:
+    part = encode(FrameKind.PART, 1, body)
+    for end in (encode(FrameKind.REPLY, 1), encode(FrameKind.ERROR, 1, b"{}", code=6)):
+        session = asked("a", in_parts=in_parts)
+        session.feed(hello() + part + part)
+        assert session.inside
+        session.feed(end)
+        assert not session.inside
+    session = asked("a", in_parts=in_parts)
+    session.feed(hello() + part)
+    session.cancel(1)
+    assert not session.inside
+    session.feed(part)
+    assert not session.inside
+
+
 @pytest.mark.parametrize("kind", [*range(16), FrameKind.HELLO, FrameKind.PONG, 22, 255])
 def test_what_a_client_does_not_know_is_ignored(kind: int) -> None:
     session = asked("a")
@@ -281,7 +320,7 @@ def test_a_greeting_says_the_daemons_limits(meta: bytes, greeting: Hello) -> Non
         encode(FrameKind.HELLO, meta=b'{"max_message":null,"server":"' + b"x" * 60000 + b'"}'),
         encode(FrameKind.PONG),
         encode(FrameKind.REPLY, 1, b"reply"),
-        encode(FrameKind.ERROR, 0, b"{}", code=1),
+        encode(FrameKind.ERROR, 1, b"{}", code=1),
     ],
 )
 def test_a_first_frame_that_does_not_greet_ends_the_session(data: bytes) -> None:
@@ -293,6 +332,16 @@ def test_a_first_frame_that_does_not_greet_ends_the_session(data: bytes) -> None
         assert str(session.error).startswith("expected the greeting of a gaspar daemon, got ")
         assert len(str(session.error)) < 400
         assert not session.has_room
+
+
+@ways
+def test_an_error_of_the_connection_in_place_of_a_greeting_is_told_as_it_came_at_every_split(take: Take) -> None:
+    end = encode(FrameKind.ERROR, 0, b'{"message":"it drains"}', code=9)
+    for pieces in some_splits(end + hello() + encode(FrameKind.REPLY, 1)):
+        session = asked("a")
+        assert take(session, pieces) == [], pieces
+        assert isinstance(session.error, ShuttingDown) and str(session.error) == "it drains"
+        assert session.hello is None and not session.has_room and session.calls == {1: "a"}
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ import threading
 from collections import deque
 from typing import Any, Protocol
 
-from . import address as addresses
-from .address import Address
-from .errors import ConnectionLost, ShuttingDown, TooBig
+from .. import address as addresses
+from ..address import Address
+from ..errors import ConnectionLost, ShuttingDown, TooBig
+from ..losses import CLOSED, SHOWN, lost, no_greeting, not_taken, why
+from ..session import Session
 from .forked import let_go, park
-from .losses import CLOSED, SHOWN, lost, no_greeting, why
 from .outbox import Outbox
 from .pending import Call, copy_of
-from .session import Session
 
 _CHUNK = 64 * 1024  # bytes
 _JOIN = 64 * 1024  # bytes; a longer message is sent behind its header, not copied to it
@@ -30,8 +30,6 @@ _JOIN = 64 * 1024  # bytes; a longer message is sent behind its header, not copi
 # limit for Python to wait for it
 EVER = 1e6
 ATTEMPTS = 3  # connections on which one request is tried
-# a host that vanishes says nothing; its connections are given up after two minutes of silence, tcp(7)
-_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Owner(Protocol):
@@ -225,7 +223,7 @@ class Connection:
     def _connect(self) -> None:
         reader = addresses.connect(self._where, None)
         writer = reader.dup()
-        keep_alive(reader)
+        addresses.keep_alive(reader)
         reader.settimeout(EVER)
         writer.settimeout(0)
         with self._ends:
@@ -305,7 +303,7 @@ class Connection:
         for call in self.take_calls():
             if call.dropped:
                 continue
-            if not call.sent or (clean and session.leaving and session.error is None):
+            if not call.sent or (clean and not_taken(self._where, session)):
                 unsent.append(call)
             elif session.error is not None:
                 call.settle(copy_of(session.error))
@@ -314,12 +312,3 @@ class Connection:
         if self.connected and session.hello is None:
             reason = no_greeting(self.seen, reason)
         self._pool.ended(self, lost(self._where, reason, sent=False), unsent)
-
-
-def keep_alive(connection: socket.socket) -> None:
-    """Let the kernel find out if the other host has vanished."""
-    if connection.family != socket.AF_UNIX:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEP_ALIVE.items():
-            if hasattr(socket, name):
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -5,7 +5,6 @@ Safe in threads, and under eventlet's and gevent's monkey-patching.
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 import weakref
@@ -14,15 +13,15 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Literal, NoReturn, overload
 
-from . import address as addresses
-from .address import Address
-from .answer import Reply
-from .errors import ConnectionLost, RequestTimeout, TooBig
-from .limits import MAX_WIRE_MESSAGE
+from .. import address as addresses
+from ..address import Address
+from ..answer import Reply
+from ..errors import ConnectionLost, RequestTimeout
+from ..message import as_bytes, checked_timeout
+from ..wire import LENGTH
 from .pending import Call, FutureCall
 from .pool import Pool
 from .window import AsReady, InOrder, mapped
-from .wire import LENGTH
 
 _CHUNK = 65536
 _JOIN = 65536  # bytes; a longer payload is sent after its header, not copied behind it
@@ -35,7 +34,7 @@ def pack(message: bytes | bytearray | memoryview) -> bytes:
         TypeError: message is not bytes-like.
         TooBig: it is longer than the protocol can announce (2**30 - 1 bytes).
     """
-    data = _as_bytes(message)
+    data = as_bytes(message)
     return LENGTH.pack(len(data)) + data
 
 
@@ -54,7 +53,7 @@ def request(address: str, message: bytes | bytearray | memoryview, timeout: floa
         TypeError: message is not bytes-like.
     """
     where = addresses.parse(address)
-    data = _as_bytes(message)
+    data = as_bytes(message)
     end = None if timeout is None else time.monotonic() + timeout
     try:
         with addresses.connect(where, _left(end)) as connection:
@@ -107,18 +106,6 @@ def _explain(where: Address, error: OSError | UnicodeError) -> NoReturn:
     raise ConnectionLost(f"{where}: {text}") from error
 
 
-def _as_bytes(message: bytes | bytearray | memoryview) -> bytes | memoryview:
-    if isinstance(message, str):
-        raise TypeError("message is a str; encode it first, like message.encode()")
-    try:
-        data = message if isinstance(message, bytes) else memoryview(message).cast("B")
-    except TypeError:
-        raise TypeError(f"message must be bytes-like, not {type(message).__name__}") from None
-    if len(data) > MAX_WIRE_MESSAGE:
-        raise TooBig(f"{len(data)} bytes, the protocol can announce {MAX_WIRE_MESSAGE}")
-    return data
-
-
 class Client:
     """A client with connections that stay, for many requests at once from any number of threads.
 
@@ -142,7 +129,7 @@ class Client:
         if connections < 1:
             raise ValueError(f"connections is {connections}, it must be 1 or more")
         self._where = addresses.parse(address)
-        self._timeout = _checked(timeout)
+        self._timeout = checked_timeout(timeout)
         self._pool = Pool(self._where, connections)
         # without it a client that is forgotten open would leave its threads and sockets
         finalizer = weakref.finalize(self, self._pool.abandon)
@@ -171,7 +158,7 @@ class Client:
             TypeError: message is not bytes-like.
             ValueError: a timeout that is not above 0.
         """
-        call = Call(self._where, _as_bytes(message), self._limit(timeout))
+        call = Call(self._where, as_bytes(message), self._limit(timeout))
         try:
             self._pool.send(call)
             if call.answer is None:
@@ -196,7 +183,7 @@ class Client:
 
         Args and Raises: as `request`; what is known only later comes from the future.
         """
-        call = FutureCall(self._where, bytes(_as_bytes(message)), self._limit(timeout), self)
+        call = FutureCall(self._where, bytes(as_bytes(message)), self._limit(timeout), self)
         try:
             self._pool.send(call)
             if call.deadline is not None:
@@ -260,7 +247,7 @@ class Client:
         def put(message: bytes | bytearray | memoryview) -> None:
             call = window.put(self._where, limit)
             try:
-                call.data = bytes(_as_bytes(message))
+                call.data = bytes(as_bytes(message))
                 self._pool.send(call)
             except Exception as error:
                 call.settle(error)
@@ -282,7 +269,7 @@ class Client:
 
         Raises: as `request`, after the parts that came before.
         """
-        return self._pool.streams.parts(_as_bytes(message), self._limit(timeout))
+        return self._pool.streams.parts(as_bytes(message), self._limit(timeout))
 
     def close(self, wait: bool = True) -> None:
         """End the connections; the client is of no use any more. May be called again.
@@ -301,13 +288,4 @@ class Client:
         self.close(wait=error is None)
 
     def _limit(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else _checked(timeout)
-
-
-def _checked(timeout: float | None) -> float | None:
-    """Return a timeout, None for one that never passes."""
-    if timeout is None or timeout == math.inf:
-        return None
-    if not timeout > 0:
-        raise ValueError(f"timeout is {timeout}, it must be above 0 seconds, or None for none")
-    return timeout
+        return self._timeout if timeout is None else checked_timeout(timeout)

@@ -11,10 +11,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from .address import Address
-from .answer import Reply
-from .errors import RequestTimeout
-from .frames import MAX_U32
+from ..address import Address
+from ..answer import Reply
+from ..errors import RequestTimeout
+from ..frames import MAX_U32
 
 log = logging.getLogger(__name__)
 

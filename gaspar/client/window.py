@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
-from .address import Address
-from .answer import Reply
+from ..address import Address
+from ..answer import Reply
 from .pending import Call, wait_limit
 
 T = TypeVar("T")

@@ -10,15 +10,15 @@ import socket
 import time
 from collections.abc import Generator, Iterator
 
-from . import address as addresses
-from .address import Address
-from .answer import Reply
-from .connection import ATTEMPTS, EVER, keep_alive
-from .errors import Cancelled, ConnectionLost, GasparError, RequestError, ShuttingDown, TooBig
+from .. import address as addresses
+from ..address import Address
+from ..answer import Reply
+from ..errors import Cancelled, ConnectionLost, GasparError, RequestError, ShuttingDown, TooBig
+from ..losses import CLOSED, NOT_SENT, SHOWN, lost, no_greeting, not_taken, why
+from ..session import Session
+from .connection import ATTEMPTS, EVER
 from .forked import let_go
-from .losses import CLOSED, NOT_SENT, SHOWN, lost, no_greeting, why
 from .pending import PATIENCE, Call
-from .session import Session
 
 _CHUNK = 64 * 1024  # bytes
 
@@ -88,7 +88,7 @@ class Streams:
         except (OSError, UnicodeError) as error:
             raise lost(self._where, why(error), sent=False) from error
         self._sockets.add(connection)
-        keep_alive(connection)
+        addresses.keep_alive(connection)
         return connection
 
     def _exchange(self, connection: socket.socket, call: Call) -> Generator[bytes, None, None]:
@@ -178,7 +178,7 @@ class _Exchange:
     def _lost(self, reason: str, clean: bool = False) -> ConnectionLost:
         if self._session.hello is None:
             return lost(self._call.where, no_greeting(self._seen, reason), sent=False)
-        sent = self._call.sent and not (clean and self._session.leaving)
+        sent = self._call.sent and not (clean and not_taken(self._call.where, self._session))
         return lost(self._call.where, reason, sent)
 
 

@@ -14,10 +14,10 @@ import threading
 import time
 import weakref
 
-from .address import Address
+from ..address import Address
+from ..errors import Cancelled, ConnectionLost, GasparError
+from ..losses import CLOSED, NOT_SENT, lost, no_greeting
 from .connection import ATTEMPTS, Connection
-from .errors import Cancelled, ConnectionLost, GasparError
-from .losses import CLOSED, NOT_SENT, lost, no_greeting
 from .pending import Call, FutureCall, Watch, copy_of
 from .stream import Streams
 
