@@ -319,3 +319,8 @@ def who(message: bytes) -> bytes:
 def nap(message: bytes) -> bytes:
     time.sleep(float(message))
     return b"slept"
+
+
+def conform(message: bytes) -> object:
+    """`stream` and what `streams` understands; else be `faulty`."""
+    return streams(message[7:]) if message.startswith(b"stream ") else faulty(message)

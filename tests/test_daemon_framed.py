@@ -621,14 +621,35 @@ def test_deadline_that_passes_while_running_is_answered_at_once_and_kills_nothin
 
 
 @pytest.mark.parametrize("milliseconds", [10_000, 2**31 - 1, 2**31, 2**32 - 1])
-def test_deadline_that_is_far_away_changes_nothing(shared: Daemon, go: pathlib.Path, milliseconds: int) -> None:
-    with FramedClient(shared) as client:
+def test_deadline_that_is_far_away_changes_nothing(serve: Serve, go: pathlib.Path, milliseconds: int) -> None:
+    """It is the only thing that the front waits for."""
+    daemon = serve("errand", "-p", "2")
+    with FramedClient(daemon) as client:
         slow = client.ask(awaiting(go), milliseconds=milliseconds)
         for _ in range(10):
             client.take(FrameKind.REPLY, client.ask(b"", milliseconds=milliseconds))
         go.touch()
         client.take(FrameKind.REPLY, slow)
-    assert_unharmed(shared)
+    assert_unharmed(daemon)
+
+
+def test_time_limits_may_be_as_long_as_they_may(serve: Serve, tmp_path: pathlib.Path) -> None:
+    """They are the only thing that the front waits for."""
+    longest = str(10**8)
+    daemon = serve(
+        *("errand", "-p", "1", "--read-timeout", longest, "--write-timeout", longest, "--max-wait", longest),
+        *("--timeout", longest, "--grace", longest),
+    )
+    with FramedClient(daemon, MAGIC[:2]), FramedClient(daemon, MAGIC + request(1, b"half")[:20]) as half:
+        with FramedClient(daemon) as client:
+            occupy(client, 1, tmp_path / "go")
+            waiting = client.ask(b"waits")
+            client.pong()
+            (tmp_path / "go").touch()
+            assert waiting in client.answers(2)
+        half.send(b"half")
+        half.take(FrameKind.REPLY, 1)
+    assert_unharmed(daemon)
 
 
 def test_deadline_begins_with_the_frames_last_byte(shared: Daemon, go: pathlib.Path) -> None:
