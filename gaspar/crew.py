@@ -11,7 +11,7 @@ import zmq
 from .dispatch import Dispatcher, Job
 from .links import ConsumerLink
 from .scoreboard import BEGUN, JOB, Outbox, Scoreboard
-from .wire import CLOSE, Result, generation_of
+from .wire import CLOSE, Result, generation_of, job_number
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ class Crew:
         member = Member(pid, link, self._scoreboard.slot(slot), self._scoreboard.outbox(slot))
         self._members[number] = member
         link.drain()  # what a front that died had given it: nobody waits for it any more
+        link.credit(job_number(self._generation, 0), CLOSE)  # whatever it streams to a front that died
         occupied = self._works_for_another(member)
         if occupied:
-            link.credit(member.slot[JOB], CLOSE)  # should it be streaming
             self._occupied.add(number)
         self._dispatcher.add_consumer(number, now, occupied=occupied)
 

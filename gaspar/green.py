@@ -17,6 +17,8 @@ with warnings.catch_warnings():
 
 log = logging.getLogger(__name__)
 
+_LONGEST = 1e6  # seconds to wait in one go; epoll_wait takes no more than 2**31 milliseconds
+
 
 def start() -> None:
     """Begin with a hub of this process's own: an inherited one shares its epoll set with the parent."""
@@ -66,7 +68,7 @@ class _TimeUp(Exception):
 
 def _wait(seconds: float, fd: int, **direction: bool) -> bool:
     try:
-        hubs.trampoline(fd, timeout=max(0.0, seconds), timeout_exc=_TimeUp, **direction)
+        hubs.trampoline(fd, timeout=min(max(0.0, seconds), _LONGEST), timeout_exc=_TimeUp, **direction)
     except _TimeUp:
         return False
     return True
@@ -107,15 +109,23 @@ def later(seconds: float, callback: Callable[[], None]) -> Callable[[], None]:
     Returns:
         A function that prevents it; of no effect afterwards.
     """
+    timer: Any = None
 
-    def on_time() -> None:
+    def arm(left: float) -> None:
+        nonlocal timer
+        timer = hubs.get_hub().schedule_call_global(min(left, _LONGEST), on_time, left - _LONGEST)
+
+    def on_time(left: float) -> None:
+        if left > 0:
+            arm(left)
+            return
         try:
             callback()
         except Exception:
             log.exception("unexpected error")
 
-    cancel: Callable[[], None] = hubs.get_hub().schedule_call_global(seconds, on_time).cancel
-    return cancel
+    arm(seconds)
+    return lambda: timer.cancel()
 
 
 class Latch:

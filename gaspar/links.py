@@ -326,10 +326,10 @@ class ConsumerEnd:
         except BlockingIOError:
             return True
         for job, size in CREDIT.iter_unpack(data):
+            if size == CLOSE and (job == number or generation_of(job) > generation_of(number)):
+                return False
             if job != number:
                 continue
-            if size == CLOSE:
-                return False
             self._parts -= 1
             self._part_bytes -= size
         return True

@@ -22,6 +22,8 @@ from .wire import Kind, Record, RecordParser, encode_record
 
 log = logging.getLogger(__name__)
 
+_LONGEST_POLL = 2**31 - 1  # milliseconds, poll(2)
+
 EXIT_CRASHED = 70  # sysexits.h EX_SOFTWARE: an exception that nobody expected ended a child
 # Whole groups are signalled (Ctrl-C, systemd), but only the supervisor decides. Children catch these and
 # do nothing, rather than ignore them: an ignored signal would stay ignored in what a handler executes.
@@ -313,7 +315,7 @@ def wait_readable(sources: Iterable[int], timeout: float | None) -> set[int]:
     poll = select.poll()
     for fd in sources:
         poll.register(fd, select.POLLIN)
-    milliseconds = None if timeout is None else max(0, int(timeout * 1000) + 1)
+    milliseconds = None if timeout is None else max(0, min(int(timeout * 1000) + 1, _LONGEST_POLL))
     return {fd for fd, _ in poll.poll(milliseconds)}
 
 

@@ -29,7 +29,8 @@ MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a le
 # begun: nanoseconds of CLOCK_MONOTONIC. ran: microseconds, at least 1, saturating. code: 0, the body is the reply;
 # PART, it is a part of the reply; else an errors.Code, the body is its JSON detail.
 #
-# credit  number u64 | bytes u64, of a part of that job's reply that its client has taken; or CLOSE
+# credit  number u64 | bytes u64, of a part of that job's reply that its client has taken; or CLOSE, which
+#         holds for all jobs of older fronts too
 JOB = struct.Struct("=QB7x")
 ONE, ALONE, SEVERAL = 0, 1, 2  # how
 ENTRY = struct.Struct("=QI")

@@ -478,7 +478,7 @@ def test_what_is_said_of_other_streams_opens_and_closes_nothing(ends: Ends) -> N
         ends.link.credit(n(counter), CLOSE)
     sender = Sender(ends.end, n(500), [b"p"] * 10)
     assert len(ends.drain(8)) == 8
-    ends.link.credit(n(500, GENERATION + 1), CLOSE)
+    ends.link.credit(n(0), CLOSE)
     ends.link.credit(n(499), 1)
     assert ends.results.drain(100) == []
     ends.link.credit(n(500), 1)
@@ -486,6 +486,13 @@ def test_what_is_said_of_other_streams_opens_and_closes_nothing(ends: Ends) -> N
     assert len(ends.drain(2)) == 2
     sender.join(TIMEOUT)
     assert sender.said == [True] * 10
+
+
+def test_a_new_front_closes_the_streams_of_those_before_it(ends: Ends) -> None:
+    ends.link.credit(n(0, GENERATION + 1), CLOSE)
+    ends.end.begin_stream()
+    assert not ends.end.send_part(n(1), 5, b"part")
+    assert ends.end.send_part(n(1, GENERATION + 1), 5, b"part")
 
 
 def test_a_stream_begins_with_nothing_under_way(ends: Ends) -> None:
