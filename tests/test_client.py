@@ -296,7 +296,7 @@ with concurrent.futures.ThreadPoolExecutor(30) as pool:
     assert list(pool.map(client.request, messages)) == messages
 for ordered in (True, False):
     assert sorted(client.map(messages, ordered)) == sorted(messages)
-large = os.urandom(10_000_000)
+large = b"-" + os.urandom(10_000_000)  # no path that `faulty` would wait for
 assert client.request(large) == large
 assert b"".join(client.stream(large)) == large
 
