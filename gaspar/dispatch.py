@@ -15,7 +15,7 @@ from typing import Any
 from .limits import AUTO_DEPTH
 from .wire import job_number
 
-MAX_AUTO_DEPTH = 8
+MAX_AUTO_DEPTH = 24  # an outbox has room for all their results, and more
 MIN_AUTO_DEPTH = 2  # one runs, one is on its way
 AUTO_WORK = 3000.0  # microseconds of work that automatic depth puts behind the job that runs
 PATIENCE = 0.010  # seconds that a job may run before what is behind it is taken back
@@ -73,13 +73,12 @@ class Dispatcher:
         self._consumers: dict[int, _Consumer] = {}
         self._holder: dict[int, _Consumer] = {}  # by number of the job in flight
         self._lost: dict[int, Job] = {}  # begun by a consumer that died; a result may still come
-        self._auto = depth == AUTO_DEPTH
-        self.depth = MIN_AUTO_DEPTH if self._auto else depth
+        self._depth = depth
         self._mean_run = AUTO_WORK  # microseconds
         self._short_run = 100.0  # microseconds; about a quarter of the jobs are shorter
         # level n: the consumers with n jobs in flight, the one that came there first, first;
         # the last level: those that get nothing now (full, stalled, retiring)
-        self._levels: list[dict[int, _Consumer]] = [{} for _ in range(max(self.depth, MAX_AUTO_DEPTH) + 1)]
+        self._levels: list[dict[int, _Consumer]] = [{} for _ in range(max(depth, MAX_AUTO_DEPTH) + 1)]
 
     # ---- what is where ----
 
@@ -104,9 +103,18 @@ class Dispatcher:
         return [each.number for each in self._consumers.values() if not each.retiring]
 
     @property
+    def depth(self) -> int:
+        """Jobs in flight per consumer, at most; automatic: as many as make up AUTO_WORK."""
+        if self._depth != AUTO_DEPTH:
+            return self._depth
+        wanted = 1 + int(AUTO_WORK / max(self._mean_run, 1.0))
+        return max(MIN_AUTO_DEPTH, min(MAX_AUTO_DEPTH, wanted))
+
+    @property
     def room(self) -> int:
         """How many jobs consumers would be given at once."""
-        return sum((self.depth - level) * len(self._levels[level]) for level in range(self.depth))
+        depth = self.depth
+        return sum((depth - level) * len(self._levels[level]) for level in range(depth))
 
     # ---- consumers come and go ----
 
@@ -224,16 +232,17 @@ class Dispatcher:
             (consumer, job) pairs, in the order in which they are to be sent.
         """
         pairs: list[tuple[int, Job]] = []
-        level = 0
-        while self._waiting or self._again:
-            while level < self.depth and not self._levels[level]:
+        waiting, again, levels = self._waiting, self._again, self._levels
+        level, depth = 0, self.depth
+        while waiting or again:
+            while level < depth and not levels[level]:
                 level += 1
-            if level >= self.depth:
+            if level >= depth:
                 break
-            job = heapq.heappop(self._again) if self._again else self._waiting.popitem(last=False)[1]
+            job = heapq.heappop(again) if again else waiting.popitem(last=False)[1]
             self.waiting_bytes -= len(job.payload)
-            consumer = next(iter(self._levels[level].values()))
-            if not consumer.in_flight:
+            consumer = next(iter(levels[level].values()))
+            if not level:
                 consumer.since = now
             consumer.in_flight[job.number] = job
             consumer.dry = False
@@ -259,9 +268,8 @@ class Dispatcher:
         consumer.since = now
         consumer.stalled = consumer.looked = False
         # a quantile by small steps: three down for each one up keep it where a quarter is below
-        self._short_run = max(1.0, self._short_run * (1.01 if ran > self._short_run else 0.97))
-        if self._auto:
-            self._adapt(ran)
+        self._short_run *= 1.01 if ran > self._short_run else 0.97
+        self._mean_run += (ran - self._mean_run) * _SMOOTHING
         self._place(consumer)
         return job
 
@@ -368,8 +376,3 @@ class Dispatcher:
             del self._levels[consumer.level][consumer.number]
             self._levels[level][consumer.number] = consumer
             consumer.level = level
-
-    def _adapt(self, ran: int) -> None:
-        self._mean_run += (ran - self._mean_run) * _SMOOTHING
-        wanted = 1 + int(AUTO_WORK / max(self._mean_run, 1.0))
-        self.depth = max(MIN_AUTO_DEPTH, min(MAX_AUTO_DEPTH, wanted))

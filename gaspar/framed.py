@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from . import green
 from .address import Address
-from .errors import BadFrame, Code, Failure, Overloaded, RequestError, failure
+from .errors import BadFrame, Code, Failure, Overloaded, RequestError, ShuttingDown, failure
 from .frames import CLIENT_KINDS, HEADER, MAX_U32, Frame, FrameKind, FrameParser, decode_meta, encode
 from .limits import Limits
 from .outgoing import Outgoing
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 256 * 1024  # bytes read at once
+_CHUNK = 64 * 1024  # bytes read at once; from 128 KiB on malloc maps and unmaps pages each time, mallopt(3)
 _WINDOW = 64 * 1024  # bytes that each further read_timeout must bring of a frame
 _DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 1024 * 1024  # how long what a client still sends is read after the last answer
 _FIN_ON_CLOSE = struct.pack("ii", 0, 0)
@@ -43,6 +43,9 @@ class Door(Protocol):
 
     def admit(self, size: int) -> None:
         """A request of so many bytes is announced. Raises Overloaded if it is refused."""
+
+    def take(self, payload: bytes | bytearray, client: Framed, tag: int) -> Job:
+        """A request is complete that was not announced. Raises Overloaded if it is refused."""
 
     def submit(self, payload: bytes | bytearray, client: Framed, tag: int) -> Job:
         """A request that was admitted is complete."""
@@ -93,6 +96,7 @@ class Framed:
         self._peer = peer
         self._parser = FrameParser(door.limits.max_message, CLIENT_KINDS, (FrameKind.REQUEST,))
         self._jobs: dict[int, Job] = {}  # unanswered, by id
+        self._most_jobs = door.limits.max_in_flight
         self._admitted = -1  # bytes that the front expects of the pending frame; -1: none
         self._out = Outgoing(self, sock, door.limits.write_timeout)
         self._ending = False  # nothing is read as a request any more
@@ -179,45 +183,48 @@ class Framed:
 
     def _on_request(self, frame: Frame) -> None:
         """A request is complete. Raises BadFrame."""
-        if self._admitted >= 0:
-            self._admitted = -1
-        elif not self._admits(frame, len(frame.body)):
+        try:
+            if self._admitted < 0:
+                self._check(frame)
+                job = self._door.take(frame.body, self, frame.id)
+            else:
+                self._admitted = -1
+                job = self._door.submit(frame.body, self, frame.id)
+        except (Overloaded, ShuttingDown) as error:
+            self._put_error(frame.id, failure(error.code, str(error)), 0, 0)
             return
-        self._jobs[frame.id] = job = self._door.submit(frame.body, self, frame.id)
+        self._jobs[frame.id] = job
         if frame.a:
             job.deadline = job.arrived + frame.a / 1000
             self._door.expect(job)
 
     def _on_long_request(self, frame: Frame) -> None:
         """A request's header is there, its body is still to come. Raises BadFrame."""
+        if frame.kind != _REQUEST:
+            self._parser.skip()
+            return
         size = self._parser.size
-        if frame.kind == _REQUEST and self._admits(frame, size):
+        try:
+            self._check(frame)
+            self._door.admit(size)
             self._admitted = size
-        else:
+        except (Overloaded, ShuttingDown) as error:
+            self._put_error(frame.id, failure(error.code, str(error)), 0, 0)
             self._parser.skip()
 
-    def _admits(self, frame: Frame, size: int) -> bool:
-        """Say whether a request is let in; if not, answer it. Raises BadFrame."""
+    def _check(self, frame: Frame) -> None:
+        """Refuse what this connection may not ask. Raises BadFrame, ShuttingDown, Overloaded."""
+        jobs = self._jobs
         if frame.meta:
             decode_meta(frame.meta)
-        if frame.id in self._jobs:
+        if frame.id in jobs:
             raise BadFrame(f"a request with id {frame.id}, which is still unanswered")
         if self._leaving:
-            why = failure(Code.SHUTTING_DOWN, "the daemon is stopping")
-        elif len(self._jobs) >= self._door.limits.max_in_flight:
-            most = self._door.limits.max_in_flight
-            why = failure(
-                Code.OVERLOADED,
-                f"{most} requests of this connection are unanswered, as many as allowed (--max-in-flight)",
+            raise ShuttingDown("the daemon is stopping")
+        if len(jobs) >= self._most_jobs:
+            raise Overloaded(
+                f"{len(jobs)} requests of this connection are unanswered, as many as allowed (--max-in-flight)"
             )
-        else:
-            try:
-                self._door.admit(size)
-                return True
-            except Overloaded as error:
-                why = failure(Code.OVERLOADED, str(error))
-        self._put_error(frame.id, why, 0, 0)
-        return False
 
     def _on_cancel(self, name: int) -> None:
         job = self._jobs.get(name)
@@ -245,10 +252,12 @@ class Framed:
 
     def reply(self, job: Job, body: bytes | memoryview, waited: int, ran: int) -> None:
         """Answer a request; microseconds."""
-        del self._jobs[job.tag]
+        name = job.tag
+        del self._jobs[name]
         if waited > MAX_U32:
             waited = MAX_U32
-        self._put(HEADER.pack(len(body), job.tag, _REPLY, 0, 0, waited, ran), body)
+        if self._out.put(HEADER.pack(len(body), name, _REPLY, 0, 0, waited, ran), body):
+            self._door.to_flush(self)
         if self._leaving:
             self._end_if_answered()
 

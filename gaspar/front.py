@@ -11,15 +11,13 @@ import socket
 from collections.abc import Callable, Collection
 from typing import Any
 
-import zmq
-
 from . import green
 from .crew import Crew
 from .deadlines import Deadlines
 from .dispatch import PATIENCE, Dispatcher, Job
 from .errors import Code, Failure, failure
 from .limits import Limits
-from .links import Results
+from .links import Results, make_context
 from .process import Lifeline, keep_only
 from .reception import Reception, raise_file_limit
 from .scoreboard import JOB, Scoreboard
@@ -66,8 +64,7 @@ class Front:
         self._reception = Reception(limits, self._dispatcher, self, f"gaspar/{__version__}")
         self._deadlines = Deadlines()
         self._deadline_look: Callable[[], None] | None = None  # prevents the next look at them
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._context.set(zmq.MAX_SOCKETS, 4096)
+        self._context = make_context()
         self._results = Results(self._context, folder, generation)
         self._crew = Crew(self._context, folder, scoreboard, self._dispatcher, generation)
         self._watching = False  # the next look at overdue jobs is scheduled
@@ -207,9 +204,12 @@ class Front:
             elif (job := self._dispatcher.done(each.number, each.ran, now)) is not None and job.client is not None:
                 answered.append((job, each))
         self._pump()  # the consumers go on while the replies are sent
-        for job, result in answered:
-            self._answer(job, result)
-        self._reception.flush()
+        self._reception.gather()
+        try:
+            for job, result in answered:
+                self._answer(job, result)
+        finally:
+            self._reception.flush()
         self._tell_retired()
         self._look_if_drained()
 
@@ -221,7 +221,9 @@ class Front:
         client, job.client = job.client, None
         if client is None:  # it was let go while the consumers were given more
             return
-        waited = max(0, result.begun // 1000 - int(job.arrived * 1e6))
+        waited = result.begun // 1000 - int(job.arrived * 1e6)
+        if waited < 0:
+            waited = 0
         if result.code:
             client.fail(job, Failure(Code(result.code), bytes(result.body)), waited, result.ran)
         else:

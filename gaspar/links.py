@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from array import array
 from collections import deque
 
 import zmq
 
 from .folders import claims_path, credits_path, jobs_path, results_path
-from .process import wait_readable
+from .process import interrupting_nobody, wait_readable
 from .wire import (
     ALONE,
     APART,
@@ -59,6 +60,15 @@ def _read_claim(fd: int) -> int:
 
 
 # ---- the front's ends ----
+
+
+def make_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Make the front's context; its thread does not interrupt the front, which has more for it in a moment."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+    context.set(zmq.MAX_SOCKETS, 4096)
+    with interrupting_nobody():  # THREAD_SCHED_POLICY would abort where a sandbox forbids it
+        context.socket(zmq.PULL).close()  # starts the thread
+    return context
 
 
 class Results:
@@ -145,14 +155,15 @@ class ConsumerLink:
 
     def send_all(self, jobs: list[tuple[int, bytes | bytearray]]) -> None:
         """Send jobs, (number, payload) each, in this order; short ones in one message."""
-        if len(jobs) == 1 or any(len(payload) >= _SHORT for _, payload in jobs):
+        if len(jobs) == 1 or max([len(payload) for _, payload in jobs]) >= _SHORT:
             for number, payload in jobs:
                 self.send(number, payload)
             return
-        os.write(self._claims, b"".join([CLAIM.pack(number) for number, _ in jobs]))
+        pack = ENTRY.pack
         parts: list[bytes | bytearray] = [JOB.pack(0, SEVERAL)]
         for number, payload in jobs:
-            parts += (ENTRY.pack(number, len(payload)), payload)
+            parts += (pack(number, len(payload)), payload)
+        os.write(self._claims, array("Q", [number for number, _ in jobs]).tobytes())
         self._socket.send(b"".join(parts), zmq.NOBLOCK)
 
     def take_back(self) -> int:

@@ -15,7 +15,7 @@ import socket
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .wire import Kind, Record, RecordParser, encode_record
@@ -243,6 +243,27 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
+
+
+def interrupt_nobody() -> None:
+    """Let this process, when it wakes up, wait until whoever runs has done its part; sched(7), SCHED_BATCH.
+
+    A consumer that a job wakes would else take the CPU from the front in the middle of sending the others theirs.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):  # a sandbox does not let us
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+@contextlib.contextmanager
+def interrupting_nobody() -> Iterator[None]:
+    """As `interrupt_nobody`, for the threads that are started meanwhile."""
+    before = os.sched_getscheduler(0) if hasattr(os, "SCHED_BATCH") else None
+    interrupt_nobody()
+    yield
+    if before is not None:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, before, os.sched_param(0))
 
 
 def keep_only(keep: Iterable[int], *, files: bool) -> None:

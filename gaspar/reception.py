@@ -82,6 +82,7 @@ class Reception:
         )
         self._dispatcher = dispatcher
         self._unflushed: list[Framed] = []
+        self._gathering = False
         self._listeners: list[socket.socket] = []
         self._stop_accepting: list[Callable[[], None]] = []
         self._connections = 0
@@ -173,6 +174,19 @@ class Reception:
         Raises:
             Overloaded: too many requests, or bytes of them, wait already.
         """
+        self._check(size)
+        self._reading_bytes += size
+
+    def take(self, payload: bytes | bytearray, client: Framed, tag: int) -> Job:
+        """Let in a request that is complete and was not announced.
+
+        Raises:
+            Overloaded: as `admit`.
+        """
+        self._check(len(payload))
+        return self._dispatcher.submit(payload, client, green.monotonic(), tag)
+
+    def _check(self, size: int) -> None:
         held = self._dispatcher.waiting_bytes + self._reading_bytes
         waiting, most = self._dispatcher.waiting, self.limits.max_waiting
         # of a batch none has been given to a consumer yet
@@ -182,7 +196,6 @@ class Reception:
             allowed = f"{self._max_bytes} allowed (--max-waiting-bytes)"
             text = f"requests of {held} bytes wait or are being read, {size} more announced, {allowed}"
         else:
-            self._reading_bytes += size
             self._refusing = False
             return
         if not self._refusing:
@@ -195,20 +208,25 @@ class Reception:
         self._reading_bytes -= size
 
     def submit(self, payload: bytes | bytearray, client: OneShot | Framed, tag: int = 0) -> Job:
-        """A client's request is complete."""
+        """A request that was admitted is complete."""
         self._reading_bytes -= len(payload)
         return self._dispatcher.submit(payload, client, green.monotonic(), tag)
 
     # ---- replies ----
 
     def to_flush(self, client: Framed) -> None:
-        """Send what a client has to get when the turn of the hub is over, or a batch of results."""
-        if not self._unflushed:
+        """Send what a client has to get when the turn of the hub is over, or when `flush` is called."""
+        if not self._unflushed and not self._gathering:
             green.later(0, self.flush)
         self._unflushed.append(client)
 
+    def gather(self) -> None:
+        """Answers come, and `flush` will be called when they have."""
+        self._gathering = True
+
     def flush(self) -> None:
         """Send what has gathered."""
+        self._gathering = False
         clients, self._unflushed = self._unflushed, []
         for client in clients:
             client.flush()

@@ -577,7 +577,7 @@ def test_automatic_depth_follows_how_long_jobs_run(ran: int, depth: int) -> None
     assert table.depth == MIN_AUTO_DEPTH
     run(table, ran, times=500)
     assert table.depth == pytest.approx(depth, abs=1 if ran == int(AUTO_WORK / 4) else 0)
-    submit(table, 20)
+    submit(table, MAX_AUTO_DEPTH + 4)
     assert len(assign(table)) == table.depth
 
 

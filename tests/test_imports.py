@@ -75,7 +75,6 @@ FOREIGN = {
     "call": "click",
     "cli": "click psutil",
     "crew": "zmq",
-    "front": "zmq",
     "green": "eventlet",
     "links": "zmq",
     "watchdog": "psutil",
