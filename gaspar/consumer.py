@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import outcome
+from . import logs, outcome
 from .forkwatch import ForkWatch
 from .scoreboard import BEGUN, DONE, JOB, Outbox
 from .wire import MAX_U32, Kind
@@ -115,6 +115,7 @@ def _serve(
             leaving = records is None or any(record.kind is Kind.LEAVE for record in records)
         if job is not None:  # also when leaving: it is claimed, nobody else would run it
             number, payload = job
+            logs.request = end.name(number)
             slot[BEGUN] = begun = clock()
             slot[JOB] = number
             code, body = outcome.of_call(handle, payload, max_message, forks)
@@ -126,6 +127,7 @@ def _serve(
             noted = not streamed and outbox.put(number, begun, ran, code, body)
             slot[DONE] = done = slot[DONE] + 1
             slot[JOB] = 0
+            logs.request = None
             if done == worn_at:  # it serves on until its successor is ready
                 lifeline.send(Kind.CONSUMER_WORN, why=f"it has served {done} requests (--max-requests)")
             end.send(number, begun, ran, code, body, noted=noted)

@@ -33,15 +33,16 @@ TABLE = {
     "watchdog": "limits scoreboard",
     "oneshot": "address dispatch errors green limits wire",
     "reception": "dispatch errors framed green limits oneshot",
-    "front": "crew deadlines dispatch errors green limits links process reception scoreboard version wire",
-    "consumer": "forkwatch limits links outcome process scoreboard wire",
+    "front": "control crew deadlines dispatch doors errors green limits links metrics overview process reception"
+    " scoreboard stats version wire",
+    "consumer": "forkwatch limits links logs outcome process scoreboard wire",
     "handler": "consumer errors",
     "forker": "consumer errors folders limits links process scoreboard watchdog wire",
     "lifecycle": "",
     "children": "limits process wire",
     "supervisor": "children lifecycle limits process roster wire",
-    "daemon": "address consumer errors folders forker front lifecycle limits process scoreboard supervisor systemd"
-    " wire",
+    "daemon": "address consumer doors errors folders forker front lifecycle limits process scoreboard supervisor"
+    " systemd wire",
     "message": "errors limits",
     "losses": "address errors session",
     "client/forked": "",
@@ -60,23 +61,32 @@ TABLE = {
     "aio": "address aio/call aio/pool aio/window answer errors message",
     "producer": "address consumer daemon errors limits process wire",
     "__init__": "aio answer client consumer errors producer version",
-    "cli": "__init__ address consumer daemon errors handler lifecycle limits systemd",
+    "cli": "__init__ address consumer daemon errors handler lifecycle limits logs systemd",
     "__main__": "cli",
     "crew": "dispatch links scoreboard wire",
     "deadlines": "dispatch",
     "forkwatch": "process",
     "framed": "address dispatch errors frames green limits outgoing",
-    "outcome": "errors forkwatch",
+    "outcome": "errors forkwatch logs",
     "outgoing": "dispatch green",
     "call": "__init__ address client errors limits",
+    "stats": "errors",
+    "gauges": "",
+    "logs": "",
+    "doors": "address systemd",
+    "overview": "crew dispatch gauges green limits reception stats",
+    "control": "dispatch errors green limits overview reception wire",
+    "metrics": "green overview",
 }
 # Who imports what is neither gaspar's nor the standard library's.
 FOREIGN = {
     "call": "click",
     "cli": "click psutil",
     "crew": "zmq",
+    "gauges": "psutil",
     "green": "eventlet",
     "links": "zmq",
+    "metrics": "prometheus_client",
     "watchdog": "psutil",
 }
 # What only some may touch of the standard library.
@@ -89,8 +99,8 @@ GUARDED = {
     "resource": "forker reception",
     "select": "oneshot process watchdog",
     "signal": "children forker process producer supervisor watchdog",
-    "socket": "address client client/connection client/forked client/outbox client/stream daemon framed front oneshot"
-    " outgoing process reception systemd",
+    "socket": "address client client/connection client/forked client/outbox client/stream control doors framed green"
+    " metrics oneshot outgoing process reception systemd",
     "struct": "address framed frames oneshot scoreboard wire",
     "subprocess": "",
     "threading": "call client/connection client/forked client/outbox client/pending client/pool client/window forker"
