@@ -104,6 +104,12 @@ def _check_handler(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     metavar="ADDRESS",
     help="Answer HTTP there: GET /metrics for Prometheus, GET /healthz (needs gaspar[metrics]).",
 )
+@click.option(
+    "--reload",
+    "watch",
+    is_flag=True,
+    help="Load the code anew whenever a source file beside it changes; for development (needs gaspar[reload]).",
+)
 @click.option("--check", is_flag=True, help="Load the handler, set up one consumer, say what was found, exit.")
 @click.option(
     "--log-level",
@@ -125,6 +131,7 @@ def serve(
     addresses: tuple[Address, ...],
     control: Address | None,
     metrics: Address | None,
+    watch: bool,
     check: bool,
     log_level: str,
     log_format: str,
@@ -144,12 +151,16 @@ def serve(
         raise click.UsageError(str(error)) from None
     if metrics and not find_spec("prometheus_client"):
         raise click.UsageError("--metrics needs prometheus_client: pip install 'gaspar[metrics]'")
+    if watch and not find_spec("watchfiles"):
+        raise click.UsageError("--reload needs watchfiles: pip install 'gaspar[reload]'")
     _log_to_stderr(log_level.upper(), log_format)
     if passes_sockets() and click.get_current_context().get_parameter_source("addresses") is ParameterSource.DEFAULT:
         addresses = ()
     if check:
         sys.exit(_check(partial(load, handler), checked))
-    sys.exit(daemon.serve(partial(load, handler), list(addresses), checked, control=control, metrics=metrics))
+    sys.exit(
+        daemon.serve(partial(load, handler), list(addresses), checked, control=control, metrics=metrics, watch=watch)
+    )
 
 
 def _check(load: Callable[[], Consumer], limits: Limits) -> int:

@@ -21,6 +21,7 @@ from .limits import MAX_PROCESSES, Limits
 from .process import Lifeline, fork
 from .scoreboard import Scoreboard
 from .supervisor import Supervisor
+from .watcher import Watcher
 from .wire import Kind
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def serve(
     *,
     control: Address | None = None,
     metrics: Address | None = None,
+    watch: bool = False,
     reloadable: bool = True,
     caller: Lifeline | None = None,
 ) -> int:
@@ -45,6 +47,7 @@ def serve(
         addresses: where to listen, beside the sockets that a service manager passed.
         control: where to answer the operator; else on a Unix socket in the private directory.
         metrics: where to answer HTTP, for health checks and Prometheus.
+        watch: load the code anew whenever it changes.
         reloadable: calling `load` in a new process loads the code anew.
         caller: the lifeline to the program that started the daemon, if there is one.
 
@@ -57,6 +60,7 @@ def serve(
         log.error("cannot start: no private directory can be made (TMPDIR): %s", error)
         return Exit.CRASHED
     doors = Doors()
+    watcher = Watcher() if watch else None
     try:
         try:
             doors.open(addresses, control or Address(path=folders.control_path(folder)), metrics)
@@ -83,10 +87,13 @@ def serve(
             forget=partial(folders.forget_consumer, folder),
             reloadable=reloadable,
             notify=systemd.notify,
+            on_sources=watcher.watch if watcher else lambda folders: None,
             caller=caller,
         )
         return supervisor.run()
     finally:
+        if watcher:
+            watcher.close()
         doors.close()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -39,6 +39,7 @@ from .process import (
 )
 from .scoreboard import BEGUN, DONE, JOB, Outbox, Scoreboard
 from .watchdog import STACK_SIGNAL, MemoryWatch, StackReader, Watchdog, kill_group
+from .watcher import source_folders
 from .wire import NOBODY, Kind, Record
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Forker:
         self._end = ConsumerEnd
         gc.collect()
         gc.freeze()  # the collector leaves these pages alone, so that they stay shared
-        self._lifeline.send(Kind.LOADED, what=describe(self._consumer))
+        self._lifeline.send(Kind.LOADED, what=describe(self._consumer), sources=source_folders())
 
     def run(self) -> None:
         """Fork, reap and report until told to leave, or until the supervisor is gone."""

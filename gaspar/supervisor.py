@@ -47,6 +47,7 @@ class Supervisor:
         reloadable: the handler has a name and can be loaded anew.
         caller: the lifeline to the program that started the daemon, if there is one.
         notify: tells the service manager a state, as sd_notify(3) does.
+        on_sources: told in which folders the handler's code is, whenever it was loaded.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Supervisor:
         reloadable: bool = True,
         caller: Lifeline | None = None,
         notify: Callable[[str], None] = lambda state: None,
+        on_sources: Callable[[list[str]], None] = lambda folders: None,
     ) -> None:
         self._front_main = front
         self._forker_main = forker
@@ -72,6 +74,7 @@ class Supervisor:
         self._reloadable = reloadable
         self._caller = caller
         self._notify = notify
+        self._on_sources = on_sources
         self._state = State.STARTING
         self._began = time.monotonic()
         self._exit = Exit.STOPPED
@@ -304,6 +307,7 @@ class Supervisor:
     def _on_forker_record(self, forker: Forker, kind: Kind, fields: dict[str, Any]) -> None:
         if kind is Kind.LOADED:
             forker.loaded = True
+            self._on_sources(fields["sources"])
             if self._is_trial(forker.generation):
                 self._roster.trial = forker.generation
         elif kind in (Kind.LOAD_FAILED, Kind.SETUP_FAILED):

@@ -195,7 +195,7 @@ class Kind(enum.IntEnum):
     READY = 1  # also front -> supervisor, supervisor -> caller
     SETUP_FAILED = 2  # message, traceback; also forker -> supervisor
     # forker -> supervisor
-    LOADED = 10  # threads: names of those that the handler's module left running
+    LOADED = 10  # what: a description of the handler, sources: folders of its modules
     LOAD_FAILED = 11  # message, traceback; also supervisor -> caller
     CONSUMER_READY = 12  # number, pid; also supervisor -> front, with slot, forked (seconds, monotonic), generation
     CONSUMER_GONE = 13  # number, pid, exit, used, job, begun, given, reason, why?, stack?; also supervisor -> front
@@ -216,6 +216,7 @@ class Kind(enum.IntEnum):
     ASIDE = 41  # numbers: a long request holds these while others wait; supervisor -> forker: one number
     RELOAD = 42
     SCALE = 43  # processes: how many there should be
+    WATCH = 44  # folders; supervisor -> watcher
     # a question goes down from the front, its answer up from the forker
     STACK = 50  # number, asked: of the question, or NOBODY; and in the answer job, age (seconds), pid, stack
 

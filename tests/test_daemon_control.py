@@ -10,6 +10,8 @@ import re
 import signal
 import stat
 import struct
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +20,7 @@ from typing import Any
 
 import framed_client
 import pytest
-from conftest import Daemon, Serve, wait_until
+from conftest import ROOT, Daemon, Serve, wait_until
 
 import gaspar
 
@@ -350,3 +352,46 @@ def metrics_url(daemon: Daemon) -> str:
     found = re.search("metrics on (http://.+?)/metrics", daemon.wait_for_line("metrics on"))
     assert found
     return found[1]
+
+
+# ---- gaspar-call --health ----
+
+
+def call(daemon: Daemon, *args: str) -> subprocess.CompletedProcess[str]:
+    env = dict(os.environ, TMPDIR=daemon.folder, PYTHONPATH=str(ROOT))
+    env.pop("XDG_RUNTIME_DIR", None)
+    return subprocess.run(
+        [sys.executable, ROOT / "bin" / "gaspar-call", "--health", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=env,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_health_is_told_by_an_exit_code(serve: Serve, tmp_path: pathlib.Path, named: bool) -> None:
+    daemon = serve("faulty", "-p", "1")
+    where = [daemon.control] if named else []
+    well = call(daemon, *where)
+    assert (well.returncode, well.stdout, well.stderr) == (0, "ok\n", "")
+    with held(daemon, tmp_path, 1):
+        wait_until(lambda: busy(asker(daemon), 1))
+        asker(daemon)("drain")
+        daemon.wait_for_line("draining")
+        ill = wait_until(lambda: (told := call(daemon, *where)).returncode and told)
+        assert (ill.returncode, ill.stdout) == (1, "failing; draining: it is about to stop\n")
+    daemon.process.wait(60)
+    gone = call(daemon, daemon.control)
+    assert gone.returncode == 1 and "nobody listens there" in gone.stderr
+    nobody = call(daemon)
+    assert nobody.returncode == 2 and "none runs" in nobody.stderr
+
+
+def test_the_health_of_an_address_for_clients_is_not_told(serve: Serve) -> None:
+    daemon = serve("echo", "-p", "1")
+    done = call(daemon, daemon.address)
+    assert done.returncode == 1
+    assert f"{daemon.address} is no control address: it answered b'health'" in done.stderr

@@ -298,7 +298,8 @@ def test_one_that_somebody_stopped_for_too_long_is_killed(watch: Watch, job: int
     assert watchdog.verdict is None
     watchdog.look(BEGAN + 1.0 + STOPPED_LIMIT)
     assert watchdog.verdict is not None
-    assert watchdog.verdict == ("stopped", job, f"its process was stopped by somebody for {STOPPED_LIMIT:g} s", "stopped")
+    why = f"its process was stopped by somebody for {STOPPED_LIMIT:g} s"
+    assert watchdog.verdict == ("stopped", job, why, "stopped")
     assert watched.reap() == "SIGKILL"
 
 
