@@ -171,6 +171,15 @@ def roots_asked(reader: Reader, block: Block) -> None:
     assert printed[3] == "ValueError: invalid literal for int() with base 10: b'sixteen'"
 
 
+def fixture_used(reader: Reader, block: Block) -> None:
+    """It is a test, of the handler that was served first."""
+    reader.save("shout.py", UPPER)
+    test = reader.save("test_shouting.py", block.text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gaspar.pytest_plugin", test]
+    done = subprocess.run(command, cwd=reader.folder, env=reader.environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+
+
 def producer_started(reader: Reader, block: Block) -> None:
     """It listens on the port that it names, and ends at SIGTERM."""
     port = free_port()
@@ -320,6 +329,8 @@ PAGES: dict[str, list[Step]] = {
         roots_asked,
         page_asked,
         printing("[b'0', b'1', b'2']"),
+        drawing,
+        fixture_used,
     ],
     "docs/asyncio.rst": [
         printing(*PRIMES, "not waiting any longer", "nor here: RequestTimeout", "ticked meanwhile: True")
