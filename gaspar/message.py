@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .errors import TooBig
+from .frames import encode_meta, request_name
 from .limits import MAX_WIRE_MESSAGE
 
 Message = bytes | bytearray | memoryview
@@ -39,3 +40,17 @@ def checked_timeout(timeout: float | None) -> float | None:
     if not timeout > 0:
         raise ValueError(f"timeout is {timeout}, it must be above 0 seconds, or None for none")
     return timeout
+
+
+def named(request_id: str) -> bytes:
+    """Return the meta that gives a request a name in the daemon's log; none for "".
+
+    Raises:
+        ValueError: it is longer than 128 characters, or has some that cannot be printed.
+    """
+    if not request_id:
+        return b""
+    meta = {"request_id": request_id}
+    if not request_name(meta):
+        raise ValueError(f"request_id is {request_id[:200]!r}, it must be 1 to 128 printable characters")
+    return encode_meta(meta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -276,6 +277,32 @@ def test_lines_about_a_request_name_it(serve: Serve, meta: dict[str, object], ca
     with pytest.raises(gaspar.HandlerError), held_by_meta(daemon, b"raise", meta) as finish:
         finish()
     daemon.wait_for_line("request " + called)
+
+
+def test_both_clients_name_their_requests(serve: Serve) -> None:
+    daemon = serve("streams", "-p", "1")
+
+    async def ask() -> None:
+        async with gaspar.aio.Client(daemon.address) as client:
+            with pytest.raises(gaspar.HandlerError):
+                await client.request(b"raise", request_id="three")
+            with pytest.raises(gaspar.HandlerError):
+                async for _ in client.stream(b"raise", request_id="four"):
+                    pass
+
+    with gaspar.Client(daemon.address) as client:
+        for name in ("x" * 129, "two\nlines"):
+            with pytest.raises(ValueError, match="1 to 128 printable"):
+                client.request(b"", request_id=name)
+        with pytest.raises(gaspar.HandlerError):
+            client.request(b"raise", request_id="one")
+        with pytest.raises(gaspar.HandlerError):
+            client.submit(b"raise", request_id="two").result()
+        with pytest.raises(gaspar.HandlerError):
+            list(client.stream(b"raise", request_id="five"))
+    asyncio.run(ask())
+    for name in ("one", "two", "three", "four", "five"):
+        daemon.wait_for_line(f"request {name}: handler raised")
 
 
 def test_json_lines_can_be_read_by_machines(serve: Serve) -> None:

@@ -43,7 +43,7 @@ TABLE = {
     "supervisor": "children lifecycle limits process roster wire",
     "daemon": "address consumer doors errors folders forker front lifecycle limits process scoreboard supervisor"
     " systemd watcher wire",
-    "message": "errors limits",
+    "message": "errors frames limits",
     "losses": "address errors session",
     "client/forked": "",
     "client/pending": "address answer errors frames",

@@ -10,7 +10,7 @@ from typing import Literal, overload
 from .. import address as addresses
 from ..answer import Reply
 from ..errors import GasparError
-from ..message import Message, as_bytes, checked_timeout
+from ..message import Message, as_bytes, checked_timeout, named
 from .call import Call, StreamCall, forget
 from .pool import Pool
 from .window import Window
@@ -53,12 +53,13 @@ class Client:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.close(wait=kind is None)
 
-    async def request(self, message: Message, timeout: float | None = None) -> Reply:
+    async def request(self, message: Message, timeout: float | None = None, *, request_id: str = "") -> Reply:
         """Send a request and return its reply. To cancel the awaiting task cancels the request.
 
         Args:
             message: bytes-like, at most the daemon's max_message.
             timeout: seconds for all of it, connecting and waiting for a place too; None: the client's.
+            request_id: what the daemon's log calls it, at most 128 printable characters; "": a number of its own.
 
         Raises:
             ConnectionLost: (also a ConnectionError) no connection, or it ended before the reply was there; `sent`
@@ -67,11 +68,11 @@ class Client:
             RequestError: the daemon answered with an error; its subclass says which.
             GasparError: the client is closed, or belongs to another loop or process.
             TypeError: message is not bytes-like.
-            ValueError: timeout is not above 0.
+            ValueError: timeout is not above 0, or request_id is too long or cannot be printed.
         """
-        return await self.submit(message, timeout)
+        return await self.submit(message, timeout, request_id=request_id)
 
-    def submit(self, message: Message, timeout: float | None = None) -> asyncio.Future[Reply]:
+    def submit(self, message: Message, timeout: float | None = None, *, request_id: str = "") -> asyncio.Future[Reply]:
         """Send a request without waiting; returns the future of its reply, whose `cancel()` cancels the request.
 
         Raises:
@@ -80,6 +81,7 @@ class Client:
         pool = self._use()
         # a copy: it may be sent later, and again
         call = Call(pool, bytes(as_bytes(message)), self._limit(timeout))
+        call.meta = named(request_id)
         pool.add(call)
         return call
 
@@ -133,7 +135,9 @@ class Client:
         self._limit(timeout)
         return self._map(messages, ordered, in_flight, timeout, return_exceptions)
 
-    def stream(self, message: Message, timeout: float | None = None) -> AsyncGenerator[bytes, None]:
+    def stream(
+        self, message: Message, timeout: float | None = None, *, request_id: str = ""
+    ) -> AsyncGenerator[bytes, None]:
         """Send a request on a connection of its own; yield its reply's parts as they come.
 
         Not taking them slows the handler down. To close the iterator early cancels the request. A handler that
@@ -142,11 +146,12 @@ class Client:
         Args:
             message: bytes-like, at most the daemon's max_message.
             timeout: seconds until the last part has come; None: the client's.
+            request_id: as `request`.
 
         Raises:
             as `request` does; an error in the middle comes after the parts that came before it.
         """
-        return self._stream(bytes(as_bytes(message)), self._limit(timeout))
+        return self._stream(bytes(as_bytes(message)), self._limit(timeout), named(request_id))
 
     async def close(self, wait: bool = True) -> None:
         """Close the connections. What is asked of the client from now on is a GasparError.
@@ -212,10 +217,11 @@ class Client:
             await window.close()
             answer = None  # else its traceback would hold it
 
-    async def _stream(self, data: bytes, timeout: float | None) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, data: bytes, timeout: float | None, meta: bytes) -> AsyncGenerator[bytes, None]:
         pool = Pool(self._use().loop, self._where, 1, in_parts=True)
         self._streams.add(pool)
         call = StreamCall(pool, data, timeout)
+        call.meta = meta
         pool.add(call)
         come = False
         try:

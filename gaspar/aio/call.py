@@ -43,6 +43,7 @@ class Call(asyncio.Future[Reply]):
 
     connection: Carrier | None = None  # None: it waits for a place
     name = 0  # its id there
+    meta = b""  # of its frame
     given = False  # to the transport
     losses = 0  # connections that it was lost with, before it was sent
     refusal: ShuttingDown | None = None

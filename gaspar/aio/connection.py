@@ -114,7 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.refuses(call):
             return
         call.connection = self
-        call.name, head = self.session.begin(call, len(call.data), call.milliseconds())
+        call.name, head = self.session.begin(call, len(call.data), call.milliseconds(), call.meta)
         self._unsent.append((call, head))
         self._flush_soon()
 

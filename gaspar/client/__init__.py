@@ -17,7 +17,7 @@ from .. import address as addresses
 from ..address import Address
 from ..answer import Reply
 from ..errors import ConnectionLost, RequestTimeout
-from ..message import as_bytes, checked_timeout
+from ..message import as_bytes, checked_timeout, named
 from ..wire import LENGTH
 from .pending import Call, FutureCall
 from .pool import Pool
@@ -138,12 +138,15 @@ class Client:
     def __repr__(self) -> str:
         return f"<gaspar.Client of {self._where}>"
 
-    def request(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> Reply:
+    def request(
+        self, message: bytes | bytearray | memoryview, timeout: float | None = None, *, request_id: str = ""
+    ) -> Reply:
         """Send a request and wait for its reply.
 
         Args:
             message: bytes-like, at most as long as the daemon's `max_message`.
             timeout: seconds for all of it, connecting included; the daemon is told, so that it gives up too.
+            request_id: what the daemon's log calls it, at most 128 printable characters; "": a number of its own.
 
         Returns:
             The reply, bytes. Its `receipt` says how long the request waited and ran.
@@ -156,9 +159,9 @@ class Client:
                 `sent` says whether the request may have been run.
             GasparError: the client is closed.
             TypeError: message is not bytes-like.
-            ValueError: a timeout that is not above 0.
+            ValueError: a timeout that is not above 0, or a request_id that is too long or cannot be printed.
         """
-        call = Call(self._where, as_bytes(message), self._limit(timeout))
+        call = Call(self._where, as_bytes(message), self._limit(timeout), named(request_id))
         try:
             self._pool.send(call)
             if call.answer is None:
@@ -174,7 +177,9 @@ class Client:
                 del answer, call  # its traceback holds this frame
         return answer
 
-    def submit(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> Future[Reply]:
+    def submit(
+        self, message: bytes | bytearray | memoryview, timeout: float | None = None, *, request_id: str = ""
+    ) -> Future[Reply]:
         """Send a request and return the future of its reply; waits only while the daemon takes no more requests.
 
         The future's `cancel` works until the answer is there, and tells the daemon. Its callbacks are called by the
@@ -184,6 +189,7 @@ class Client:
         Args and Raises: as `request`; what is known only later comes from the future.
         """
         call = FutureCall(self._where, bytes(as_bytes(message)), self._limit(timeout), self)
+        call.meta = named(request_id)
         try:
             self._pool.send(call)
             if call.deadline is not None:
@@ -255,7 +261,7 @@ class Client:
         return mapped(iter(messages), put, window, in_flight, return_exceptions)
 
     def stream(
-        self, message: bytes | bytearray | memoryview, timeout: float | None = None
+        self, message: bytes | bytearray | memoryview, timeout: float | None = None, *, request_id: str = ""
     ) -> Generator[bytes, None, None]:
         """Send a request and yield the parts of its reply as the handler makes them.
 
@@ -266,10 +272,11 @@ class Client:
         Args:
             message: as `request`.
             timeout: seconds for all of it, from the first part asked for.
+            request_id: as `request`.
 
         Raises: as `request`, after the parts that came before.
         """
-        return self._pool.streams.parts(as_bytes(message), self._limit(timeout))
+        return self._pool.streams.parts(as_bytes(message), self._limit(timeout), named(request_id))
 
     def close(self, wait: bool = True) -> None:
         """End the connections; the client is of no use any more. May be called again.

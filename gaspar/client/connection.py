@@ -119,7 +119,7 @@ class Connection:
                     call.carrier = self
                     call.attempts += 1
                     call.sent = False
-                    head = session.begin(call, len(data), call.milliseconds())[1]
+                    head = session.begin(call, len(data), call.milliseconds(), call.meta)[1]
                 if len(data) > _JOIN:
                     self._outbox.put(call, [head, memoryview(data)])
                 else:

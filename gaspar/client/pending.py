@@ -40,6 +40,7 @@ class Call:
         where: whom it is for.
         data: the message; it must not change until the answer is there.
         timeout: seconds, None for no limit.
+        meta: of its frame.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class Call:
         "data",
         "deadline",
         "dropped",
+        "meta",
         "opened",
         "refusal",
         "sent",
@@ -57,9 +59,10 @@ class Call:
         "where",
     )
 
-    def __init__(self, where: Address, data: bytes | memoryview, timeout: float | None) -> None:
+    def __init__(self, where: Address, data: bytes | memoryview, timeout: float | None, meta: bytes = b"") -> None:
         self.where = where
         self.data = data
+        self.meta = meta
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.answer: Reply | Exception | None = None

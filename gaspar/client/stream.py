@@ -31,11 +31,11 @@ class Streams:
         self._sockets: set[socket.socket] = set()
         self._closed = False
 
-    def parts(self, data: bytes | memoryview, timeout: float | None) -> Generator[bytes, None, None]:
+    def parts(self, data: bytes | memoryview, timeout: float | None, meta: bytes) -> Generator[bytes, None, None]:
         """Return an iterator that sends a request when it is first asked, and yields the parts of the reply."""
         if self._closed:
             raise GasparError(f"{self._where}: the client is closed")
-        return self._parts(data, timeout)
+        return self._parts(data, timeout, meta)
 
     def close(self, wait: bool) -> None:
         """Begin no more streams; without `wait` also end those under way. Those who take the parts close the rest."""
@@ -49,8 +49,8 @@ class Streams:
         let_go(self._sockets)
         self._sockets = set()
 
-    def _parts(self, data: bytes | memoryview, timeout: float | None) -> Generator[bytes, None, None]:
-        call = Call(self._where, data, timeout)
+    def _parts(self, data: bytes | memoryview, timeout: float | None, meta: bytes) -> Generator[bytes, None, None]:
+        call = Call(self._where, data, timeout, meta)
         refusal: ShuttingDown | None = None
         while True:
             come = False
@@ -129,7 +129,7 @@ class _Exchange:
             self.check()
         if len(data) > session.hello.max_message:
             raise TooBig(f"{len(data)} bytes, {session.hello.max_message} allowed (--max-message)")
-        _, head = session.begin(self._call, len(data), self._call.milliseconds())
+        _, head = session.begin(self._call, len(data), self._call.milliseconds(), self._call.meta)
         self._sendall(head)
         self._sendall(data)
         self._call.sent = True
