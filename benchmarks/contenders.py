@@ -10,16 +10,22 @@ from load import HERE
 from servers import Peer
 
 
-def _gaspar(address: str, processes: int, handler: str) -> list[str]:
-    serve = HERE.parent / "bin" / "gaspar-serve"
-    return [sys.executable, str(serve), "-b", address, "-p", str(processes), f"{HERE / 'handlers.py'}:{handler}"]
+def _gaspar(*options: str) -> Callable[[str, int, str], list[str]]:
+    def command(address: str, processes: int, handler: str) -> list[str]:
+        serve = HERE.parent / "bin" / "gaspar-serve"
+        own = [sys.executable, str(serve), "-b", address, "-p", str(processes), *options]
+        return [*own, f"{HERE / 'handlers.py'}:{handler}"]
+
+    return command
 
 
 def _module(name: str) -> Callable[[str, int, str], list[str]]:
     return lambda address, processes, handler: [sys.executable, "-m", name, address, str(processes), handler]
 
 
-GASPAR = Peer("gaspar", _gaspar)
+GASPAR = Peer("gaspar", _gaspar())
+NO_BURST = Peer("gaspar --burst 0", _gaspar("--burst", "0"))
+MUCH_BURST = Peer("gaspar --burst 32", _gaspar("--burst", "32"))
 BARE = Peer("bare one-shot", _module("peers.bare"))
 KEPT = Peer("bare kept", _module("peers.kept"), asking.framed)
 ASYNCIO = Peer("asyncio+PPE", _module("peers.asyncio_pool"))
@@ -44,7 +50,7 @@ class Contender:
     @property
     def is_gaspar(self) -> bool:
         """Whether it is gaspar, through whichever client."""
-        return self.peer is GASPAR
+        return self.peer in (GASPAR, NO_BURST, MUCH_BURST)
 
     @property
     def is_python(self) -> bool:
@@ -61,6 +67,10 @@ _CLIENTS = "peers.gaspar_clients"
 
 ONESHOT = Contender("gaspar one-shot", GASPAR, "oneshot")
 FRAMED = Contender("gaspar framed", GASPAR, "framed")
+FIFO_ONESHOT = Contender("one-shot, --burst 0", NO_BURST, "oneshot")
+FIFO_FRAMED = Contender("framed, --burst 0", NO_BURST, "framed")
+BURST_ONESHOT = Contender("one-shot, --burst 32", MUCH_BURST, "oneshot")
+BURST_FRAMED = Contender("framed, --burst 32", MUCH_BURST, "framed")
 MAP = Contender("gaspar Client.map", GASPAR, f"{_CLIENTS}:map")
 THREADS = Contender("gaspar Client, threads", GASPAR, f"{_CLIENTS}:threads")
 AIO = Contender("gaspar aio.Client, tasks", GASPAR, f"{_CLIENTS}:tasks")

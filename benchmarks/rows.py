@@ -88,6 +88,18 @@ def _some(connections: int, depth: int) -> tuple[Entry, ...]:
     return (*_raw(connections, depth), *(Entry(each, connections * depth) for each in (who.MAP, who.PPE)))
 
 
+def _mixed(connections: int, depth: int) -> tuple[Entry, ...]:
+    """Return the raw ones, gaspar with other options, a pool."""
+    return (
+        *_raw(connections, depth),
+        Entry(who.FIFO_ONESHOT, connections * depth),
+        Entry(who.FIFO_FRAMED, connections, depth),
+        Entry(who.BURST_ONESHOT, connections * depth),
+        Entry(who.BURST_FRAMED, connections, depth),
+        Entry(who.PPE, connections * depth),
+    )
+
+
 def _many() -> tuple[Entry, ...]:
     """Return everybody, each with as many in flight as suit it."""
     return (
@@ -129,6 +141,6 @@ ROWS = (
     Row("16MB-4", "16 MB both ways, 4 in flight", "echo", 16 * MB, "e", _some(4, 1)),
     Row("cpu-1ms", "1 ms of CPU per request, 16 in flight", "spin", 64, "s", _all(4, 4)),
     Row("cpu-10ms", "10 ms of CPU per request, 16 in flight", "spin", 64, "t", _some(4, 4)),
-    Row("mix-16", f"{_MIX_TITLE}, 16 in flight", "spin", 64, _mix(), _some(4, 4)),
-    Row("mix-32", f"{_MIX_TITLE}, 32 in flight", "spin", 64, _mix(), _some(4, 8)),
+    Row("mix-16", f"{_MIX_TITLE}, 16 in flight", "spin", 64, _mix(), _mixed(4, 4)),
+    Row("mix-32", f"{_MIX_TITLE}, 32 in flight", "spin", 64, _mix(), _mixed(4, 8)),
 )
