@@ -9,6 +9,7 @@ from typing import NamedTuple
 import zmq
 
 from .dispatch import Dispatcher, Job
+from .frames import Payload
 from .links import ConsumerLink
 from .scoreboard import BEGUN, JOB, Outbox, Scoreboard
 from .wire import CLOSE, Result, generation_of, job_number
@@ -118,7 +119,7 @@ class Crew:
 
     # ---- jobs ----
 
-    def send(self, number: int, jobs: list[tuple[int, bytes | bytearray]]) -> None:
+    def send(self, number: int, jobs: list[tuple[int, Payload]]) -> None:
         """Send a consumer jobs, (number, payload) each."""
         self._members[number].link.send_all(jobs)
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import address, folders, forker, systemd
+from . import address, arena, folders, forker, systemd
 from .address import Address
+from .arena import Arena
 from .consumer import Consumer
 from .errors import BindError, HandlerLoadError
 from .lifecycle import Exit
@@ -71,10 +72,10 @@ def serve(
         log.error("cannot start: no private directory can be made (TMPDIR): %s", error)
         _close_all(listeners, files)
         return Exit.CRASHED
-    scoreboard = Scoreboard(_SLOTS)
+    scoreboard, shared = Scoreboard(_SLOTS), arena.make(limits)
     supervisor = Supervisor(
-        front=lambda generation: partial(_front, listeners, folder, scoreboard, limits, generation),
-        forker=partial(_forker, load, folder, scoreboard, limits, listeners),
+        front=lambda generation: partial(_front, listeners, folder, scoreboard, shared, limits, generation),
+        forker=partial(_forker, load, folder, scoreboard, shared, limits, listeners),
         limits=limits,
         addresses=[str(each) for each in where],
         close_listeners=partial(_close_all, listeners, files),
@@ -108,7 +109,7 @@ def check(load: Callable[[], Consumer], limits: Limits) -> Iterator[Found]:
     """
     folder = folders.make()
     began = time.monotonic()
-    child = fork(partial(_forker, load, folder, Scoreboard(1), limits, []), "gaspar:forker")
+    child = fork(partial(_forker, load, folder, Scoreboard(1), None, limits, []), "gaspar:forker")
     try:
         loaded = _expect(child.lifeline, Kind.LOADED)
         forked = time.monotonic()
@@ -141,6 +142,7 @@ def _front(
     listeners: list[socket.socket],
     folder: str,
     scoreboard: Scoreboard,
+    shared: Arena | None,
     limits: Limits,
     generation: int,
     lifeline: Lifeline,
@@ -148,20 +150,21 @@ def _front(
     folders.hold(folders.front_lock(folder))  # at once: importing eventlet takes a while
     from . import front
 
-    return front.main(listeners, folder, scoreboard, limits, generation, lifeline)
+    return front.main(listeners, folder, scoreboard, shared, limits, generation, lifeline)
 
 
 def _forker(
     load: Callable[[], Consumer],
     folder: str,
     scoreboard: Scoreboard,
+    shared: Arena | None,
     limits: Limits,
     listeners: list[socket.socket],
     lifeline: Lifeline,
 ) -> int:
     for listener in listeners:
         listener.close()
-    return forker.main(load, folder, scoreboard, limits, lifeline)
+    return forker.main(load, folder, scoreboard, shared, limits, lifeline)
 
 
 def _close_all(listeners: list[socket.socket], files: list[str]) -> None:

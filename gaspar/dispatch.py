@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
+from .frames import Payload
 from .limits import AUTO_DEPTH
 from .wire import job_number
 
@@ -27,7 +28,7 @@ class Job:
 
     __slots__ = ("arrived", "client", "deadline", "number", "payload", "streamed", "tag", "tries")
 
-    def __init__(self, number: int, payload: bytes | bytearray, client: Any, tag: int, arrived: float) -> None:
+    def __init__(self, number: int, payload: Payload, client: Any, tag: int, arrived: float) -> None:
         self.number = number
         self.payload = payload
         self.client = client  # None: nobody waits for it any more
@@ -169,7 +170,7 @@ class Dispatcher:
 
     # ---- jobs ----
 
-    def submit(self, payload: bytes | bytearray, client: Any, now: float, tag: int = 0) -> Job:
+    def submit(self, payload: Payload, client: Any, now: float, tag: int = 0) -> Job:
         """A request is complete: it waits."""
         self._counter += 1
         number = job_number(self._generation, self._counter)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from . import green
+from .arena import Arena, Lender
 from .crew import Crew
 from .deadlines import Deadlines
 from .dispatch import PATIENCE, Dispatcher, Job
 from .errors import Code, Failure, failure
+from .frames import Payload
 from .limits import Limits
 from .links import Results, make_context
 from .process import Lifeline, keep_only
@@ -39,6 +41,7 @@ def main(
     listeners: list[socket.socket],
     folder: str,
     scoreboard: Scoreboard,
+    arena: Arena | None,
     limits: Limits,
     generation: int,
     lifeline: Lifeline,
@@ -47,7 +50,8 @@ def main(
     keep_only([lifeline.fileno(), *(each.fileno() for each in listeners)], files=False)
     raise_file_limit()
     green.start()
-    front = Front(folder, scoreboard, limits, generation, lifeline)
+    lender = Lender(arena, scoreboard, generation, green.later)
+    front = Front(folder, scoreboard, lender, limits, generation, lifeline)
     front.serve(listeners)
     return 0
 
@@ -56,16 +60,22 @@ class Front:
     """The front of one daemon."""
 
     def __init__(
-        self, folder: str, scoreboard: Scoreboard, limits: Limits, generation: int, lifeline: Lifeline
+        self,
+        folder: str,
+        scoreboard: Scoreboard,
+        lender: Lender,
+        limits: Limits,
+        generation: int,
+        lifeline: Lifeline,
     ) -> None:
         self._limits = limits
         self._lifeline = lifeline
         self._dispatcher = Dispatcher(generation, limits.depth)
-        self._reception = Reception(limits, self._dispatcher, self, f"gaspar/{__version__}")
+        self._reception = Reception(limits, self._dispatcher, self, f"gaspar/{__version__}", lender.lend)
         self._deadlines = Deadlines()
         self._deadline_look: Callable[[], None] | None = None  # prevents the next look at them
         self._context = make_context()
-        self._results = Results(self._context, folder, generation)
+        self._results = Results(self._context, folder, generation, lender.at)
         self._crew = Crew(self._context, folder, scoreboard, self._dispatcher, generation)
         self._watching = False  # the next look at overdue jobs is scheduled
         self._looking_for_long = False  # the next look at who should step aside is scheduled
@@ -115,7 +125,7 @@ class Front:
             return
         while pairs := self._dispatcher.assign(now):
             left = False
-            batches: dict[int, list[tuple[int, bytes | bytearray]]] = {}
+            batches: dict[int, list[tuple[int, Payload]]] = {}
             for consumer, job in pairs:
                 if job.deadline <= now:
                     self._dispatcher.abandon(job.number)
@@ -218,7 +228,7 @@ class Front:
             self._lifeline.send(Kind.RETIRED, number=number)
 
     def _answer(self, job: Job, result: Result) -> None:
-        client, job.client = job.client, None
+        client, job.client, job.payload = job.client, None, b""
         if client is None:  # it was let go while the consumers were given more
             return
         waited = result.begun // 1000 - int(job.arrived * 1e6)
