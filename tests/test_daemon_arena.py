@@ -164,6 +164,7 @@ def test_successor_of_a_killed_front_leaves_alone_what_a_consumer_still_has(
         socks[-1].sendall(struct.pack("!I", len(data)) + data)
     begun(go)
     begun(second)
+    daemon.ask_nothing()
     os.kill(daemon.front, signal.SIGKILL)
     for sock in socks:
         with sock, pytest.raises(ConnectionResetError):

@@ -42,8 +42,8 @@ TABLE = {
     "lifecycle": "",
     "children": "limits process wire",
     "supervisor": "children lifecycle limits process roster wire",
-    "daemon": "address arena consumer errors folders forker front lifecycle limits process scoreboard supervisor systemd"
-    " wire",
+    "daemon": "address arena consumer errors folders forker front lifecycle limits process scoreboard supervisor"
+    " systemd wire",
     "message": "errors limits",
     "losses": "address errors session",
     "client/forked": "",
