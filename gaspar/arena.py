@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FROM = 128 * 1024  # bytes; shorter payloads travel through 0MQ
+FROM = 64 * 1024  # bytes; shorter payloads travel through 0MQ
 _POOL = 64 * 1024 * 1024  # bytes, the lowest, whose pages stay while there is traffic
 _LARGEST = 2**32  # bytes
 _IDLE = 1.0  # seconds without a loan after which all pages that are not lent are given back

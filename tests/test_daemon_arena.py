@@ -61,7 +61,7 @@ def test_long_messages_of_many_clients_never_mix(serve: Serve, options: tuple[st
         rng, refused = random.Random(seed), 0
         with gaspar.Client(daemon.address) as client:
             for turn in range(12):
-                data = pattern(100 * seed + turn, rng.choice((70_000, 140_000, 1_000_000, 3_000_000)))
+                data = pattern(100 * seed + turn, rng.choice((60_000, 70_000, 1_000_000, 3_000_000)))
                 more = rng.choice((0, 1, 1000, 300_000))
                 try:
                     if turn % 2:
