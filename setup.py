@@ -24,6 +24,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "gevent>=24",
             "uvloop>=0.19",
@@ -33,10 +34,25 @@ setup(
             "types-psutil",
             "types-Pygments",
             "types-tqdm",
+            "prometheus-client>=0.20",
+            "rich>=13",
+            "watchfiles>=0.21",
         ],
+        "metrics": ["prometheus-client>=0.20"],
+        "top": ["rich>=13"],
+        "reload": ["watchfiles>=0.21"],
+        "benchmarks": ["matplotlib", "pebble", "mosec", "gunicorn", "rpyc", "zerorpc"],
         "examples": ["pygments>=2.17", "tqdm>=4.66"],
     },
-    entry_points={"console_scripts": ["gaspar-serve=gaspar.cli:serve", "gaspar-call=gaspar.call:call"]},
+    entry_points={
+        "console_scripts": [
+            "gaspar-serve=gaspar.cli:serve",
+            "gaspar-call=gaspar.call:call",
+            "gaspar-top=gaspar.top:top",
+        ],
+        # named as the module is: who loads it with -p as well has it once
+        "pytest11": ["gaspar.pytest_plugin=gaspar.pytest_plugin"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",

@@ -7,6 +7,7 @@ import enum
 import errno
 import io
 import itertools
+import json
 import math
 import os
 import queue
@@ -27,11 +28,13 @@ from . import __version__
 from .address import parse
 from .client import Client, request
 from .errors import AddressError, Code, GasparError, RequestError
+from .folders import controls
 from .limits import MAX_WIRE_MESSAGE
 
 Submit = Callable[[bytes | bytearray], "Future[Any]"]
 
 _STDIN = "-"
+_HEALTH_TIME = 5.0  # seconds; who asks for health wants to know now
 _LONGEST = 1e6  # seconds, eleven days
 _CHUNK = 1024 * 1024  # bytes
 _AHEAD = 64 * 1024 * 1024  # bytes of files that are read before the reply to the first of them is there
@@ -86,11 +89,24 @@ class _OutputError(Exception):
     """Standard output cannot be written to."""
 
 
-def _check_address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+def _check_address(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    if value is None:
+        if not ctx.params.get("health"):
+            raise click.MissingParameter(ctx=ctx, param=param)
+        return _only_control()
     try:
         return str(parse(value))
     except AddressError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _only_control() -> str:
+    """Find the control address of the only daemon of this user."""
+    found = ["unix:" + path for path in controls()]
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} run: {', '.join(found)}" if found else "none runs"
+    raise click.UsageError(f"Name the control address; it is found by itself when one daemon of yours runs, {what}.")
 
 
 def _check_seconds(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
@@ -109,7 +125,7 @@ def _check_files(_ctx: click.Context, _param: click.Parameter, value: tuple[str,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}",
 )
-@click.argument("address", metavar="ADDRESS", callback=_check_address)
+@click.argument("address", metavar="ADDRESS", callback=_check_address, required=False)
 @click.argument(
     "files",
     metavar="[FILE]...",
@@ -145,6 +161,13 @@ def _check_files(_ctx: click.Context, _param: click.Parameter, value: tuple[str,
     help="How many requests are in flight at once.",
 )
 @click.option(
+    "--health",
+    is_flag=True,
+    is_eager=True,
+    help="Ask for the daemon's health: ADDRESS is its control address, and may be left out if it is the only"
+    " one of this user. Exit 0 if it is well, else 1 and the reasons.",
+)
+@click.option(
     "-v",
     "--verbose",
     is_flag=True,
@@ -158,6 +181,7 @@ def call(
     timeout: float | None,
     repeat: int | None,
     concurrency: int,
+    health: bool,
     verbose: bool,
 ) -> None:
     """Send each FILE to the gaspar daemon at ADDRESS and write the replies to standard output.
@@ -169,6 +193,8 @@ def call(
     """
     connected = _connected(address, one_shot, timeout, concurrency)
     try:
+        if health:
+            sys.exit(_ask_health(address, timeout))
         if repeat is not None:
             code = _measure(connected, files, repeat, concurrency)
         elif len(files) > 1:
@@ -185,6 +211,19 @@ def call(
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     sys.exit(code)
+
+
+def _ask_health(address: str, timeout: float | None) -> int:
+    with Client(address, timeout=timeout or _HEALTH_TIME) as client:
+        reply = client.request(b"health")
+    try:
+        told = json.loads(reply)
+        status, reasons = told["status"], [str(reason) for reason in told["reasons"]]
+    except (ValueError, KeyError, TypeError):
+        _say(f"{address} is no control address: it answered {bytes(reply[:50])!r}; the ready line names it")
+        return Exit.LOST
+    click.echo("; ".join([status, *reasons]))
+    return Exit.DONE if status == "ok" else Exit.LOST
 
 
 @contextlib.contextmanager

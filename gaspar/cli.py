@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from . import __version__
+from . import __version__, logs
 from .address import Address, parse
 from .errors import AddressError, HandlerLoadError, LimitError
 from .limits import Limits, available_cpus
@@ -92,6 +92,24 @@ def _check_handler(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     help="host:port, [v6]:port or unix:PATH; may be repeated.",
 )
 @_limit_options
+@click.option(
+    "--control",
+    type=_AddressType(),
+    metavar="ADDRESS",
+    help="Where gaspar-top and its like are answered; else on a Unix socket of this user's, in the ready line.",
+)
+@click.option(
+    "--metrics",
+    type=_AddressType(),
+    metavar="ADDRESS",
+    help="Answer HTTP there: GET /metrics for Prometheus, GET /healthz (needs gaspar[metrics]).",
+)
+@click.option(
+    "--reload",
+    "watch",
+    is_flag=True,
+    help="Load the code anew whenever a source file beside it changes; for development (needs gaspar[reload]).",
+)
 @click.option("--check", is_flag=True, help="Load the handler, set up one consumer, say what was found, exit.")
 @click.option(
     "--log-level",
@@ -100,8 +118,25 @@ def _check_handler(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     show_default=True,
     help="How much goes to standard error.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or one JSON object a line.",
+)
 @click.version_option(__version__, "--version", prog_name="gaspar")
-def serve(handler: str, addresses: tuple[Address, ...], check: bool, log_level: str, **limits: Any) -> None:
+def serve(
+    handler: str,
+    addresses: tuple[Address, ...],
+    control: Address | None,
+    metrics: Address | None,
+    watch: bool,
+    check: bool,
+    log_level: str,
+    log_format: str,
+    **limits: Any,
+) -> None:
     """Run HANDLER on every CPU, behind a port.
 
     HANDLER is module.path:attribute or path/to/file.py:attribute and names a callable that takes bytes and
@@ -114,12 +149,18 @@ def serve(handler: str, addresses: tuple[Address, ...], check: bool, log_level: 
         checked = Limits(**limits)
     except LimitError as error:
         raise click.UsageError(str(error)) from None
-    _log_to_stderr(log_level.upper())
+    if metrics and not find_spec("prometheus_client"):
+        raise click.UsageError("--metrics needs prometheus_client: pip install 'gaspar[metrics]'")
+    if watch and not find_spec("watchfiles"):
+        raise click.UsageError("--reload needs watchfiles: pip install 'gaspar[reload]'")
+    _log_to_stderr(log_level.upper(), log_format)
     if passes_sockets() and click.get_current_context().get_parameter_source("addresses") is ParameterSource.DEFAULT:
         addresses = ()
     if check:
         sys.exit(_check(partial(load, handler), checked))
-    sys.exit(daemon.serve(partial(load, handler), list(addresses), checked))
+    sys.exit(
+        daemon.serve(partial(load, handler), list(addresses), checked, control=control, metrics=metrics, watch=watch)
+    )
 
 
 def _check(load: Callable[[], Consumer], limits: Limits) -> int:
@@ -144,11 +185,7 @@ def _check(load: Callable[[], Consumer], limits: Limits) -> int:
     return Exit.STOPPED
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, kind: str) -> None:
     handler = logging.StreamHandler()
-    formatter = logging.Formatter(
-        "%(asctime)s.%(msecs)03d [%(process)d] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"
-    )
-    formatter.converter = time.localtime
-    handler.setFormatter(formatter)
+    handler.setFormatter(logs.formatter(kind))
     logging.basicConfig(level=level, handlers=[handler])

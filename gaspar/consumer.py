@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import outcome
+from . import logs, outcome
 from .forkwatch import ForkWatch
 from .scoreboard import BEGUN, DONE, JOB, Outbox
 from .wire import MAX_U32, Kind, Place
@@ -115,11 +115,13 @@ def _serve(
             leaving = records is None or any(record.kind is Kind.LEAVE for record in records)
         if job is not None:  # also when leaving: it is claimed, nobody else would run it
             number, request = job
+            logs.request = end.name(number)
             slot[BEGUN] = begun = clock()
             slot[JOB] = number
             payload = end.fetch(number, request) if isinstance(request, Place) else request
             if payload is None:  # of a front that died
                 slot[JOB] = 0
+                logs.request = None
                 if leaving:
                     return
                 continue
@@ -135,6 +137,7 @@ def _serve(
                 place = end.put(request, body)  # unless the request may have to be run again
             slot[DONE] = done = slot[DONE] + 1
             slot[JOB] = 0
+            logs.request = None
             if done == worn_at:  # it serves on until its successor is ready
                 lifeline.send(Kind.CONSUMER_WORN, why=f"it has served {done} requests (--max-requests)")
             if place is None:

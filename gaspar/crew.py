@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import NamedTuple
 
 import zmq
@@ -11,7 +12,7 @@ import zmq
 from .dispatch import Dispatcher, Job
 from .frames import Payload
 from .links import ConsumerLink
-from .scoreboard import BEGUN, JOB, Outbox, Scoreboard
+from .scoreboard import BEGUN, DONE, JOB, Outbox, Scoreboard
 from .wire import CLOSE, Result, generation_of, job_number
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,24 @@ class Member(NamedTuple):
     link: ConsumerLink
     slot: memoryview
     outbox: Outbox
+    forked: float  # seconds, monotonic
+    generation: int  # of its code
+
+
+STATES = ("idle", "busy", "aside", "leaving")  # of a consumer; the last two get no more requests
+
+
+class Standing(NamedTuple):
+    """What one consumer does now."""
+
+    number: int
+    pid: int
+    state: str  # one of STATES
+    age: float | None  # seconds since the request that it runs has begun
+    request: str | None  # what that is called
+    done: int  # requests
+    forked: float  # seconds, monotonic
+    generation: int
 
 
 class Crew:
@@ -48,6 +67,7 @@ class Crew:
         self._generation = generation
         self._members: dict[int, Member] = {}
         self._retiring: set[int] = set()
+        self._going: dict[int, str] = {}  # those that have been told to, and the state that this is
         self._occupied: set[int] = set()  # those that run jobs of a front that died
 
     def __bool__(self) -> bool:
@@ -55,14 +75,14 @@ class Crew:
 
     # ---- who comes and goes ----
 
-    def add(self, number: int, slot: int, pid: int, now: float) -> None:
+    def add(self, number: int, slot: int, pid: int, forked: float, generation: int, now: float) -> None:
         """A consumer is ready."""
         try:
             link = ConsumerLink(self._context, self._folder, number)
         except OSError as error:  # it is gone again; the supervisor is about to say so
             log.debug("consumer %d: %s", number, error)
             return
-        member = Member(pid, link, self._scoreboard.slot(slot), self._scoreboard.outbox(slot))
+        member = Member(pid, link, self._scoreboard.slot(slot), self._scoreboard.outbox(slot), forked, generation)
         self._members[number] = member
         link.drain()  # what a front that died had given it: nobody waits for it any more
         link.credit(job_number(self._generation, 0), CLOSE)  # whatever it streams to a front that died
@@ -87,10 +107,11 @@ class Crew:
         job = member.slot[JOB]
         return bool(job) and generation_of(job) != self._generation
 
-    def retire(self, number: int) -> None:
+    def retire(self, number: int, *, aside: bool = False) -> None:
         """Give a consumer nothing more; `take_retired` says when it holds nothing any more."""
         if number in self._members:
             self._retiring.add(number)
+            self._going[number] = "aside" if aside else "leaving"
             self._dispatcher.retire_consumer(number)
             self.take_back_all(number)
 
@@ -109,6 +130,7 @@ class Crew:
             return None
         self._occupied.discard(number)
         self._retiring.discard(number)
+        self._going.pop(number, None)
         begun = self._dispatcher.lose_consumer(number, member.link.drain())
         member.link.close()
         return member, begun
@@ -117,7 +139,33 @@ class Crew:
         """Look who has ended, when nobody else says so; returns (number, pid) pairs."""
         return [(number, each.pid) for number, each in self._members.items() if not _is_there(each.pid)]
 
+    # ---- what they do ----
+
+    def standing(self) -> list[Standing]:
+        """Say what each does now."""
+        now = time.monotonic_ns()
+        found = []
+        for number, each in self._members.items():
+            job, begun = each.slot[JOB], each.slot[BEGUN]
+            known = self._dispatcher.find(job) if job else None
+            state = self._going.get(number) or ("busy" if job else "idle")
+            age = max(0, now - begun) / 1e9 if job else None
+            request = None if not job else known.label if known else str(job)
+            found.append(Standing(number, each.pid, state, age, request, each.slot[DONE], each.forked, each.generation))
+        return found
+
+    def all_held(self, now: float, seconds: float, burst: int) -> bool:
+        """True if each has been in one request for that long, and no further ones may take their places."""
+        aside = sum(state == "aside" for state in self._going.values())
+        serving = [each.slot for number, each in self._members.items() if number not in self._going]
+        limit = (now - seconds) * 1e9
+        return aside >= burst and all(slot[JOB] and slot[BEGUN] < limit for slot in serving)
+
     # ---- jobs ----
+
+    def name(self, number: int, job: Job) -> None:
+        """Tell a consumer what a job that is about to be sent is called in logs."""
+        self._members[number].link.name(job.number, job.name)
 
     def send(self, number: int, jobs: list[tuple[int, Payload]]) -> None:
         """Send a consumer jobs, (number, payload) each."""

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,12 +15,14 @@ from . import address, arena, folders, forker, systemd
 from .address import Address
 from .arena import Arena
 from .consumer import Consumer
+from .doors import Doors
 from .errors import BindError, HandlerLoadError
 from .lifecycle import Exit
 from .limits import MAX_PROCESSES, Limits
 from .process import Lifeline, fork
 from .scoreboard import Scoreboard
 from .supervisor import Supervisor
+from .watcher import Watcher
 from .wire import Kind
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ def serve(
     addresses: list[Address],
     limits: Limits,
     *,
+    control: Address | None = None,
+    metrics: Address | None = None,
+    watch: bool = False,
     reloadable: bool = True,
     caller: Lifeline | None = None,
 ) -> int:
@@ -42,52 +46,56 @@ def serve(
     Args:
         load: returns the Consumer; called in the forker's process.
         addresses: where to listen, beside the sockets that a service manager passed.
+        control: where to answer the operator; else on a Unix socket in the private directory.
+        metrics: where to answer HTTP, for health checks and Prometheus.
+        watch: load the code anew whenever it changes.
         reloadable: calling `load` in a new process loads the code anew.
         caller: the lifeline to the program that started the daemon, if there is one.
 
     Returns:
         The exit code.
     """
-    listeners: list[socket.socket] = []
-    files: list[str] = []  # of our Unix sockets
-    try:
-        for each in addresses:
-            listeners.append(address.listen(each))
-            files += [each.path] if each.path else []
-        listeners += systemd.listeners()
-    except BindError as error:
-        _close_all(listeners, files)
-        if caller:
-            caller.send(Kind.BIND_FAILED, errno=error.errno, message=error.strerror)
-        else:
-            log.error("cannot start: %s", error.strerror)
-        return Exit.BIND
-    where = [address.bound(listener) for listener in listeners]
-    for each in where:
-        if not each.is_local:
-            log.warning("%s can be reached from other machines, and the protocol has no authentication", each)
     try:
         folder = folders.make()
     except OSError as error:
         log.error("cannot start: no private directory can be made (TMPDIR): %s", error)
-        _close_all(listeners, files)
         return Exit.CRASHED
-    scoreboard, shared = Scoreboard(_SLOTS), arena.make(limits)
-    supervisor = Supervisor(
-        front=lambda generation: partial(_front, listeners, folder, scoreboard, shared, limits, generation),
-        forker=partial(_forker, load, folder, scoreboard, shared, limits, listeners),
-        limits=limits,
-        addresses=[str(each) for each in where],
-        close_listeners=partial(_close_all, listeners, files),
-        forget=partial(folders.forget_consumer, folder),
-        reloadable=reloadable,
-        notify=systemd.notify,
-        caller=caller,
-    )
+    doors = Doors()
+    watcher = Watcher() if watch else None
     try:
+        try:
+            doors.open(addresses, control or Address(path=folders.control_path(folder)), metrics)
+        except BindError as error:
+            if caller:
+                caller.send(Kind.BIND_FAILED, errno=error.errno, message=error.strerror)
+            else:
+                log.error("cannot start: %s", error.strerror)
+            return Exit.BIND
+        for listener in doors.all():
+            if not (where := address.bound(listener)).is_local:
+                log.warning("%s can be reached from other machines, and the protocol has no authentication", where)
+        assert doors.control
+        if doors.metrics:
+            log.info("metrics on http://%s/metrics, health on /healthz", address.bound(doors.metrics))
+        scoreboard, shared = Scoreboard(_SLOTS), arena.make(limits)
+        supervisor = Supervisor(
+            front=lambda generation: partial(_front, doors, folder, scoreboard, shared, limits, generation),
+            forker=partial(_forker, load, folder, scoreboard, shared, limits, doors),
+            limits=limits,
+            addresses=doors.addresses(),
+            control=str(address.bound(doors.control)),
+            close_listeners=doors.close_clients,
+            forget=partial(folders.forget_consumer, folder),
+            reloadable=reloadable,
+            notify=systemd.notify,
+            on_sources=watcher.watch if watcher else lambda folders: None,
+            caller=caller,
+        )
         return supervisor.run()
     finally:
-        _close_all(listeners, files)
+        if watcher:
+            watcher.close()
+        doors.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -109,7 +117,7 @@ def check(load: Callable[[], Consumer], limits: Limits) -> Iterator[Found]:
     """
     folder = folders.make()
     began = time.monotonic()
-    child = fork(partial(_forker, load, folder, Scoreboard(1), None, limits, []), "gaspar:forker")
+    child = fork(partial(_forker, load, folder, Scoreboard(1), None, limits, Doors()), "gaspar:forker")
     try:
         loaded = _expect(child.lifeline, Kind.LOADED)
         forked = time.monotonic()
@@ -139,7 +147,7 @@ def _expect(lifeline: Lifeline, kind: Kind) -> dict[str, Any]:
 
 
 def _front(
-    listeners: list[socket.socket],
+    doors: Doors,
     folder: str,
     scoreboard: Scoreboard,
     shared: Arena | None,
@@ -150,7 +158,7 @@ def _front(
     folders.hold(folders.front_lock(folder))  # at once: importing eventlet takes a while
     from . import front
 
-    return front.main(listeners, folder, scoreboard, shared, limits, generation, lifeline)
+    return front.main(doors, folder, scoreboard, shared, limits, generation, lifeline)
 
 
 def _forker(
@@ -159,18 +167,9 @@ def _forker(
     scoreboard: Scoreboard,
     shared: Arena | None,
     limits: Limits,
-    listeners: list[socket.socket],
+    doors: Doors,
     lifeline: Lifeline,
 ) -> int:
-    for listener in listeners:
+    for listener in doors.all():
         listener.close()
     return forker.main(load, folder, scoreboard, shared, limits, lifeline)
-
-
-def _close_all(listeners: list[socket.socket], files: list[str]) -> None:
-    for listener in listeners:
-        listener.close()
-    for path in files:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    files.clear()  # whoever listens there next is another

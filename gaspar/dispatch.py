@@ -26,17 +26,23 @@ _SMOOTHING = 1 / 32  # weight of the newest job in the mean run time
 class Job:
     """A request on its way: its number (also its age, smaller is older), payload and whose it is."""
 
-    __slots__ = ("arrived", "client", "deadline", "number", "payload", "streamed", "tag", "tries")
+    __slots__ = ("arrived", "client", "deadline", "name", "number", "payload", "streamed", "tag", "tries")
 
-    def __init__(self, number: int, payload: Payload, client: Any, tag: int, arrived: float) -> None:
+    def __init__(self, number: int, payload: Payload, client: Any, tag: int, name: str, arrived: float) -> None:
         self.number = number
         self.payload = payload
         self.client = client  # None: nobody waits for it any more
         self.tag = tag  # what its client calls it
+        self.name = name  # what its client wants it to be called in logs, or ""
         self.arrived = arrived  # seconds, monotonic
         self.deadline = math.inf  # seconds, monotonic
         self.tries = 0  # how often a consumer died over it
         self.streamed = False  # a part of its reply has come
+
+    @property
+    def label(self) -> str:
+        """What it is called in logs."""
+        return self.name or str(self.number)
 
     def __lt__(self, other: Job) -> bool:
         return self.number < other.number
@@ -170,11 +176,11 @@ class Dispatcher:
 
     # ---- jobs ----
 
-    def submit(self, payload: Payload, client: Any, now: float, tag: int = 0) -> Job:
+    def submit(self, payload: Payload, client: Any, now: float, tag: int = 0, name: str = "") -> Job:
         """A request is complete: it waits."""
         self._counter += 1
         number = job_number(self._generation, self._counter)
-        self._waiting[number] = job = Job(number, payload, client, tag, now)
+        self._waiting[number] = job = Job(number, payload, client, tag, name, now)
         self.waiting_bytes += len(payload)
         return job
 

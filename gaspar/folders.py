@@ -18,6 +18,11 @@ def front_lock(folder: str) -> str:
     return f"{folder}/front.lock"
 
 
+def control_path(folder: str) -> str:
+    """The socket on which the daemon answers its operator, if no other address was given."""
+    return f"{folder}/control"
+
+
 def results_path(folder: str, generation: int) -> str:
     """The socket on which a front takes results."""
     return f"{folder}/f{generation}"
@@ -62,10 +67,31 @@ def make() -> str:
 
 def _parent() -> str:
     """Return where the private directory goes: a Unix address in it has to fit into 108 bytes."""
-    for folder in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
-        if folder and len(os.fsencode(folder)) <= 60 and os.access(folder, os.W_OK | os.X_OK):
+    for folder in _parents():
+        if len(os.fsencode(folder)) <= 60 and os.access(folder, os.W_OK | os.X_OK):
             return folder
     return tempfile.gettempdir()
+
+
+def _parents() -> list[str]:
+    """List where private directories may be, the best first, each once."""
+    found: dict[str, str] = {}
+    for folder in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
+        if folder:
+            found.setdefault(os.path.realpath(folder), folder)
+    return list(found.values())
+
+
+def controls() -> list[str]:
+    """List the control sockets of the daemons of this user that live and have theirs in the private directory."""
+    found = []
+    for parent in _parents():
+        for folder in sorted(glob.glob(os.path.join(glob.escape(parent), _PREFIX + "*"))):
+            lock, control = os.path.join(folder, _LOCK), control_path(folder)
+            with contextlib.suppress(OSError):
+                if os.stat(lock).st_uid == os.geteuid() and os.path.exists(control) and is_held(lock):
+                    found.append(control)
+    return found
 
 
 def hold(path: str) -> int:

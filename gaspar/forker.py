@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,9 @@ from .process import (
     wait_readable,
 )
 from .scoreboard import BEGUN, DONE, JOB, Outbox, Scoreboard
-from .watchdog import STACK_SIGNAL, MemoryWatch, Watchdog, kill_group
-from .wire import Kind, Record
+from .watchdog import STACK_SIGNAL, MemoryWatch, StackReader, Watchdog, kill_group
+from .watcher import source_folders
+from .wire import NOBODY, Kind, Record
 
 if TYPE_CHECKING:
     from .links import ConsumerEnd
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NICE = 10  # of a consumer that has stepped aside
+_QUICK = 0.005  # seconds between looks for a stack
 _SOON = 0.01  # seconds; what is due within is looked at now
 _LOOK = 0.05  # seconds between looks at the front, when the supervisor is gone
 # One thread each, unless the environment says otherwise: there is a consumer per CPU already.
@@ -69,10 +71,12 @@ class _Fork:
     slot: memoryview
     child: Child
     watchdog: Watchdog
-    stack: int  # read end of the pipe that its Python stack comes through, when asked for
+    stack: StackReader
+    stack_pipe: int  # its read end
+    asked: list[int] = field(default_factory=list)  # the questions for its stack that are open
     memory: MemoryWatch | None = None
     told: bool = False  # its lifeline has nothing more to say
-    reason: str = ""  # why it was killed, if for its memory
+    overgrown: str = ""  # why it was killed, if for its memory
     worn: bool = False  # the supervisor knows that it is to be replaced
 
 
@@ -135,7 +139,7 @@ class Forker:
         self._end = ConsumerEnd
         gc.collect()
         gc.freeze()  # the collector leaves these pages alone, so that they stay shared
-        self._lifeline.send(Kind.LOADED, what=describe(self._consumer))
+        self._lifeline.send(Kind.LOADED, what=describe(self._consumer), sources=source_folders())
 
     def run(self) -> None:
         """Fork, reap and report until told to leave, or until the supervisor is gone."""
@@ -168,25 +172,51 @@ class Forker:
                 dues.append(due)
             if each.memory:
                 dues.append(each.memory.next_look)
+            if each.asked:
+                dues.append(now + _QUICK)
         return max(0.0, min(dues) - now) if dues else None
 
     def _keep_limits(self, now: float) -> None:
         for each in self._forks.values():
             if (due := each.watchdog.next_look(now)) is not None and due <= now + _SOON:
                 each.watchdog.look(now)
+            if each.watchdog.found_slow(now):
+                self._ask_stack(each, NOBODY, now)
+            if each.asked and each.stack.is_there(now):
+                self._report_stack(each, now)
             if each.memory and now >= each.memory.next_look:
                 text, kill = each.memory.look(now)
                 if kill:
                     log.warning("killing consumer (pid %d): %s", each.child.pid, text)
-                    each.reason = f", since {text}"
+                    each.overgrown = f", since {text}"
                     kill_group(each.child.pid)
                 elif text:
-                    self._report_worn(each, text)
+                    self._report_worn(each, text, "memory")
 
-    def _report_worn(self, each: _Fork, why: str) -> None:
+    def _report_worn(self, each: _Fork, why: str, reason: str) -> None:
         if not each.worn:
             each.worn = True
-            self._lifeline.send(Kind.CONSUMER_WORN, number=each.number, why=why)
+            self._lifeline.send(Kind.CONSUMER_WORN, number=each.number, why=why, reason=reason)
+
+    def _ask_stack(self, each: _Fork, asked: int, now: float) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            each.stack.ask(each.watchdog.running()[0], now)
+        each.asked.append(asked)
+
+    def _report_stack(self, each: _Fork, now: float) -> None:
+        asked, each.asked = each.asked, []
+        job, begun = each.watchdog.running()
+        text = each.stack.text or "its process is stopped, or has no signal handled: no stack came"
+        for question in asked:
+            self._lifeline.send(
+                Kind.STACK,
+                asked=question,
+                number=each.number,
+                pid=each.child.pid,
+                job=job,
+                age=now - begun if job else None,
+                stack=text,
+            )
 
     def _obey(self, records: list[Record] | None) -> None:
         if records is None:
@@ -204,6 +234,9 @@ class Forker:
                 if each := self._forks.get(record.fields["number"]):
                     with contextlib.suppress(OSError):
                         os.setpriority(os.PRIO_PGRP, each.child.pid, _NICE)
+            elif record.kind is Kind.STACK:
+                if each := self._forks.get(record.fields["number"]):
+                    self._ask_stack(each, record.fields["asked"], time.monotonic())
             elif record.kind is Kind.LEAVE:
                 self._leave()
             elif record.kind is Kind.STOP:
@@ -240,8 +273,9 @@ class Forker:
         os.close(stack_writer)
         with contextlib.suppress(OSError):  # it does the same; whoever comes first
             os.setpgid(child.pid, child.pid)
-        watchdog = Watchdog(child.pid, slot, stack, self._limits.timeout)
-        self._forks[number] = _Fork(number, slot, child, watchdog, stack)
+        reader = StackReader(child.pid, stack)
+        watchdog = Watchdog(child.pid, slot, reader, self._limits.timeout, self._limits.slow)
+        self._forks[number] = _Fork(number, slot, child, watchdog, reader, stack)
 
     def _hear(self, each: _Fork) -> None:
         records = each.child.lifeline.recv()
@@ -250,7 +284,7 @@ class Forker:
             return
         for record in records:
             if record.kind is Kind.CONSUMER_WORN:
-                self._report_worn(each, record.fields["why"])
+                self._report_worn(each, record.fields["why"], "requests")
             elif record.kind is Kind.READY:
                 if self._limits.max_memory:
                     each.memory = MemoryWatch(each.child.pid, self._limits.max_memory, time.monotonic())
@@ -274,17 +308,21 @@ class Forker:
         if not each.told:
             self._hear(each)  # what it said last
         each.child.lifeline.close()
-        os.close(each.stack)
+        os.close(each.stack_pipe)
         del self._forks[each.number]
         more: dict[str, Any] = {}
         if verdict := each.watchdog.verdict:
             more = {"why": verdict.why, "stack": verdict.stack}
+            reason = verdict.reason
+        else:
+            reason = "memory" if each.overgrown else ""
         peak = usage.ru_maxrss >> (20 if sys.platform == "darwin" else 10)  # MiB, of bytes or KiB; getrusage(2)
         self._lifeline.send(
             Kind.CONSUMER_GONE,
             number=each.number,
             pid=each.child.pid,
-            exit=ended + each.reason,
+            exit=ended + each.overgrown,
+            reason=reason,
             used=f", after {usage.ru_utime + usage.ru_stime:.2f} s of CPU and at most {peak} MiB of memory",
             job=each.slot[JOB],
             begun=each.slot[BEGUN],

@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import green
 from .address import Address
 from .errors import BadFrame, Code, Failure, Overloaded, RequestError, ShuttingDown, failure
-from .frames import CLIENT_KINDS, HEADER, MAX_U32, Frame, FrameKind, FrameParser, Lend, Payload, decode_meta, encode
+from .frames import (
+    CLIENT_KINDS,
+    HEADER,
+    MAX_U32,
+    Frame,
+    FrameKind,
+    FrameParser,
+    Lend,
+    Payload,
+    decode_meta,
+    encode,
+    request_name,
+)
 from .limits import Limits
 from .outgoing import Outgoing
 
@@ -38,6 +50,8 @@ class Door(Protocol):
     limits: Limits
     greeting: bytes  # HELLO
     draining: bool
+    bytes_in: int  # of all clients, ever
+    bytes_out: int
     busy: set[Any]  # connections that a drain waits for
     framed: set[Framed]
     lend: Lend  # memory for long requests
@@ -45,11 +59,14 @@ class Door(Protocol):
     def admit(self, size: int) -> None:
         """A request of so many bytes is announced. Raises Overloaded if it is refused."""
 
-    def take(self, payload: Payload, client: Framed, tag: int) -> Job:
+    def take(self, payload: Payload, client: Framed, tag: int, name: str) -> Job:
         """A request is complete that was not announced. Raises Overloaded if it is refused."""
 
-    def submit(self, payload: Payload, client: Framed, tag: int) -> Job:
+    def submit(self, payload: Payload, client: Framed, tag: int, name: str) -> Job:
         """A request that was admitted is complete."""
+
+    def refused(self, code: Code) -> None:
+        """A request was answered with an error at once."""
 
     def withdraw(self, size: int) -> None:
         """A request that was admitted will never be complete."""
@@ -150,6 +167,7 @@ class Framed:
         if not count:
             self._on_eof()
             return
+        self._door.bytes_in += count
         self._take(frames)
         self._door.on_requests()
 
@@ -185,14 +203,15 @@ class Framed:
     def _on_request(self, frame: Frame) -> None:
         """A request is complete. Raises BadFrame."""
         try:
+            name = request_name(decode_meta(frame.meta)) if frame.meta else ""
             if self._admitted < 0:
                 self._check(frame)
-                job = self._door.take(frame.body, self, frame.id)
+                job = self._door.take(frame.body, self, frame.id, name)
             else:
                 self._admitted = -1
-                job = self._door.submit(frame.body, self, frame.id)
+                job = self._door.submit(frame.body, self, frame.id, name)
         except (Overloaded, ShuttingDown) as error:
-            self._put_error(frame.id, failure(error.code, str(error)), 0, 0)
+            self._put_refusal(frame.id, error)
             return
         self._jobs[frame.id] = job
         if frame.a:
@@ -206,18 +225,17 @@ class Framed:
             return
         size = self._parser.size
         try:
+            decode_meta(frame.meta)
             self._check(frame)
             self._door.admit(size)
             self._admitted = size
         except (Overloaded, ShuttingDown) as error:
-            self._put_error(frame.id, failure(error.code, str(error)), 0, 0)
+            self._put_refusal(frame.id, error)
             self._parser.skip()
 
     def _check(self, frame: Frame) -> None:
         """Refuse what this connection may not ask. Raises BadFrame, ShuttingDown, Overloaded."""
         jobs = self._jobs
-        if frame.meta:
-            decode_meta(frame.meta)
         if frame.id in jobs:
             raise BadFrame(f"a request with id {frame.id}, which is still unanswered")
         if self._leaving:
@@ -236,7 +254,7 @@ class Framed:
     def _refuse(self, error: RequestError) -> None:
         """The client has broken the protocol: say how, and end the connection."""
         log.debug("%s: refused: %s", self, error)
-        self._put_error(self._parser.error_id, failure(error.code, str(error)), 0, 0)
+        self._put_refusal(self._parser.error_id, error)
         self._end()
 
     # ---- answers ----
@@ -299,6 +317,10 @@ class Framed:
         if not self._jobs:
             self._end()
 
+    def _put_refusal(self, name: int, error: RequestError) -> None:
+        self._door.refused(error.code)
+        self._put_error(name, failure(error.code, str(error)), 0, 0)
+
     def _put_error(self, name: int, why: Failure, waited: int, ran: int) -> None:
         detail, waited, ran = why.detail, min(waited, MAX_U32), min(ran, MAX_U32)
         self._put(encode(FrameKind.ERROR, name, detail, code=why.code, a=waited, b=ran))
@@ -316,6 +338,10 @@ class Framed:
     def on_credit(self, job: Job, size: int) -> None:
         """The kernel has a part of a streamed reply."""
         self._door.credit(job, size)
+
+    def on_sent(self, size: int) -> None:
+        """The kernel has taken so many bytes more."""
+        self._door.bytes_out += size
 
     def on_held(self, more: int) -> None:
         """So many bytes more wait for the client."""

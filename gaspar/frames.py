@@ -20,6 +20,7 @@ HEADER = struct.Struct("!IIBBHII")
 _HEADER_SIZE = HEADER.size
 MAX_U32 = 2**32 - 1
 _WHOLE = 64 * 1024  # bytes; a longer body is read to where it stays, a shorter one is put together from pieces
+_MAX_NAME = 128  # characters
 _FIRST_SPACE = 1024 * 1024  # bytes
 
 Payload = bytes | bytearray | memoryview
@@ -98,6 +99,18 @@ def decode_meta(meta: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise BadFrame("meta is JSON, but no object")
     return fields
+
+
+def request_name(meta: dict[str, Any]) -> str:
+    """Say what a request wants to be called in logs: its `request_id` or `traceparent`; "" if neither is fit for that.
+
+    Source: traceparent is the one of W3C Trace Context.
+    """
+    for key in ("request_id", "traceparent"):
+        name = meta.get(key)
+        if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable():
+            return name
+    return ""
 
 
 class FrameParser:

@@ -7,22 +7,25 @@ drain results, reply. It also hears from the supervisor which consumers come, go
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Collection
 from typing import Any
 
 from . import green
 from .arena import Arena, Lender
+from .control import Control
 from .crew import Crew
 from .deadlines import Deadlines
 from .dispatch import PATIENCE, Dispatcher, Job
+from .doors import Doors
 from .errors import Code, Failure, failure
 from .frames import Payload
 from .limits import Limits
 from .links import Results, make_context
+from .overview import Overview
 from .process import Lifeline, keep_only
 from .reception import Reception, raise_file_limit
 from .scoreboard import JOB, Scoreboard
+from .stats import Stats
 from .version import __version__
 from .wire import CLOSE, PART, Kind, Record, Result
 
@@ -38,7 +41,7 @@ _NO_CONSUMER = 10.0  # seconds that requests wait while there is no consumer at 
 
 
 def main(
-    listeners: list[socket.socket],
+    doors: Doors,
     folder: str,
     scoreboard: Scoreboard,
     arena: Arena | None,
@@ -47,12 +50,12 @@ def main(
     lifeline: Lifeline,
 ) -> int:
     """Be a front: serve until drained. Returns the exit code."""
-    keep_only([lifeline.fileno(), *(each.fileno() for each in listeners)], files=False)
+    keep_only([lifeline.fileno(), *(each.fileno() for each in doors.all())], files=False)
     raise_file_limit()
     green.start()
     lender = Lender(arena, scoreboard, generation, green.later)
-    front = Front(folder, scoreboard, lender, limits, generation, lifeline)
-    front.serve(listeners)
+    front = Front(folder, scoreboard, lender, limits, generation, lifeline, doors.addresses())
+    front.serve(doors)
     return 0
 
 
@@ -67,16 +70,24 @@ class Front:
         limits: Limits,
         generation: int,
         lifeline: Lifeline,
+        addresses: list[str],
     ) -> None:
         self._limits = limits
         self._lifeline = lifeline
         self._dispatcher = Dispatcher(generation, limits.depth)
-        self._reception = Reception(limits, self._dispatcher, self, f"gaspar/{__version__}", lender.lend)
+        server = f"gaspar/{__version__}"
+        self._reception = Reception(limits, self._dispatcher, self, server, lender.lend)
         self._deadlines = Deadlines()
         self._deadline_look: Callable[[], None] | None = None  # prevents the next look at them
         self._context = make_context()
         self._results = Results(self._context, folder, generation, lender.at)
         self._crew = Crew(self._context, folder, scoreboard, self._dispatcher, generation)
+        self._stats = Stats(green.monotonic())
+        self._saw_wait, self._saw_run = self._stats.waits.append, self._stats.runs.append
+        self._overview = Overview(
+            server, addresses, generation, limits, self._stats, self._dispatcher, self._reception, self._crew
+        )
+        self._control = Control(self._overview, server, lifeline.send)
         self._watching = False  # the next look at overdue jobs is scheduled
         self._looking_for_long = False  # the next look at who should step aside is scheduled
         self._asked_aside = 0.0  # when the supervisor was last asked for that
@@ -87,11 +98,18 @@ class Front:
         self._drain_end = 0.0
         self._done = green.Latch()
 
-    def serve(self, listeners: list[socket.socket]) -> None:
+    def serve(self, doors: Doors) -> None:
         """Serve until told to drain and drained, or until the grace is over."""
         green.watch(self._results.fileno(), self._on_results)
         self._listen_to_parent()
-        self._reception.open(listeners)
+        self._reception.open(doors.clients)
+        assert doors.control
+        self._control.open(doors.control)
+        if doors.metrics:
+            from . import metrics  # Prometheus' library may not be there
+
+            metrics.serve(doors.metrics, self._overview)
+        green.later(1.0, self._on_second)
         self._lifeline.send(Kind.READY)
         self._on_results()  # the descriptor is edge-triggered: what came before would wait for ever
         self._done.wait()
@@ -106,6 +124,9 @@ class Front:
     def _pump(self) -> None:
         """Deal out what waits; let idle consumers have what others have not begun."""
         dispatcher = self._dispatcher
+        waiting = dispatcher.waiting
+        if waiting > self._stats.most_waiting:
+            self._stats.most_waiting = waiting
         self._send_assigned()
         while (donor := dispatcher.donor()) is not None:
             self._crew.take_back(donor)
@@ -127,12 +148,15 @@ class Front:
             left = False
             batches: dict[int, list[tuple[int, Payload]]] = {}
             for consumer, job in pairs:
+                if job.name:
+                    self._crew.name(consumer, job)
                 if job.deadline <= now:
                     self._dispatcher.abandon(job.number)
                     self._on_too_late(job, now)
                     left = True
                 elif now - job.arrived > _WAITED and job.client.is_gone():
                     self._dispatcher.abandon(job.number)
+                    self._stats.count(Code.CANCELLED)
                     job.client.drop()
                     left = True
                 else:
@@ -156,12 +180,12 @@ class Front:
                 text = (
                     f"waited {now - job.arrived:.3f} s for a consumer, {self._limits.max_wait:g} allowed (--max-wait)"
                 )
-                log.warning("request %d of %s: %s", job.number, job.client, text)
+                self._warn(job, text)
                 self._fail(job, failure(Code.TIMEOUT, text), now - job.arrived)
         if not self._crew and now - self._alone_since >= _NO_CONSUMER:
             for job in self._dispatcher.expire(now - _NO_CONSUMER):
                 text = f"there has been no consumer for {now - self._alone_since:.0f} s"
-                log.warning("request %d of %s: %s", job.number, job.client, text)
+                self._warn(job, text)
                 self._fail(job, failure(Code.UNAVAILABLE, text), now - job.arrived)
         self._look_if_drained()
         self._pump()
@@ -214,6 +238,7 @@ class Front:
             elif (job := self._dispatcher.done(each.number, each.ran, now)) is not None and job.client is not None:
                 answered.append((job, each))
         self._pump()  # the consumers go on while the replies are sent
+        self._stats.fold_if_many()
         self._reception.gather()
         try:
             for job, result in answered:
@@ -234,15 +259,23 @@ class Front:
         waited = result.begun // 1000 - int(job.arrived * 1e6)
         if waited < 0:
             waited = 0
+        self._saw_wait(waited)
+        self._saw_run(result.ran)
         if result.code:
+            self._stats.count_result(result.code)
             client.fail(job, Failure(Code(result.code), bytes(result.body)), waited, result.ran)
         else:
             client.reply(job, result.body, waited, result.ran)
+
+    def _warn(self, job: Job, text: str) -> None:
+        client = job.client or "a client that has left"
+        log.warning("request %s of %s: %s", job.label, client, text, extra={"request": job.label})
 
     def _fail(self, job: Job, why: Failure, waited: float, ran: float = 0.0) -> None:
         """Answer a job with an error, if somebody waits for it; seconds, `ran` 0 if it has not begun."""
         if job.client is not None:
             client, job.client = job.client, None
+            self._stats.count(why.code)
             client.fail(job, why, int(waited * 1e6), int(ran * 1e6))
 
     def _on_part(self, result: Result) -> None:
@@ -286,10 +319,15 @@ class Front:
     def _on_too_late(self, job: Job, now: float) -> None:
         client = job.client
         if client is not None:
-            ((waited, ran),) = self.cancel([job])
+            ((waited, ran),) = self._release([job])
+            self._stats.count(Code.TIMEOUT)
             state = f"had run for {ran / 1e6:.3f} s" if ran else "had not begun"
             text = f"its deadline passed after {now - job.arrived:.3f} s; it {state}"
             client.fail(job, failure(Code.TIMEOUT, text), waited, ran)
+
+    def refused(self, code: Code) -> None:
+        """A request was not let in."""
+        self._stats.count(code)
 
     def cancel(self, jobs: Collection[Job]) -> list[tuple[int, int]]:
         """Nobody waits for these jobs any more: drop what has not begun, let the rest end unseen.
@@ -297,13 +335,20 @@ class Front:
         Returns:
             For each how long it waited and ran until now, microseconds; it ran 0 if it had not begun.
         """
+        for job in jobs:
+            if job.client is not None:
+                self._stats.count(Code.CANCELLED)
+        return self._release(jobs)
+
+    def _release(self, jobs: Collection[Job]) -> list[tuple[int, int]]:
         dispatcher, now = self._dispatcher, green.monotonic_ns()
         in_flight = [job for job in jobs if not dispatcher.drop(job)]
-        holders = {dispatcher.holder(job.number) for job in in_flight}
+        holders = {dispatcher.holder(job.number) for job in in_flight} - {None}
         for consumer in holders:
             if consumer is not None:
                 self._crew.take_back_all(consumer)
-                green.later(0, self._pump)
+        if holders:
+            green.later(0, self._pump)
         for job in in_flight:
             dispatcher.drop(job)
         receipts = []
@@ -338,16 +383,33 @@ class Front:
         kind, fields = record
         if kind is Kind.CONSUMER_READY:
             was_occupied = self._crew.occupied
-            self._crew.add(fields["number"], fields["slot"], fields["pid"], green.monotonic())
+            self._crew.add(**fields, now=green.monotonic())
             if self._crew.occupied and not was_occupied:
                 green.later(_OCCUPIED_LOOK, self._look_at_occupied)
         elif kind is Kind.CONSUMER_GONE:
             self._lose_consumer(fields["number"], fields)
         elif kind is Kind.RETIRE:
-            self._crew.retire(fields["number"])
+            self._crew.retire(fields["number"], aside=fields["aside"])
             self._tell_retired()
+        elif kind is Kind.STAFF:
+            self._overview.processes, self._overview.restarts = fields["processes"], fields["restarts"]
+        elif kind is Kind.STACK:
+            self._on_stack(fields)
         elif kind is Kind.DRAIN:
             self._drain(fields["grace"])
+
+    def _on_stack(self, fields: dict[str, Any]) -> None:
+        job = self._dispatcher.find(fields.pop("job"))
+        fields["request"] = job.label if job else None
+        if fields["asked"]:
+            self._control.on_stack(fields)
+        elif job is not None:  # else it has ended meanwhile
+            text = f"has run for {fields['age']:.2f} s in consumer {fields['number']} (--slow), and runs on"
+            self._warn(job, f"{text}\n{fields['stack']}")
+
+    def _on_second(self) -> None:
+        self._stats.tick(green.monotonic(), self._dispatcher.waiting)
+        green.later(1.0, self._on_second)
 
     def _look_at_occupied(self) -> None:
         self._crew.look_at_occupied()
@@ -389,12 +451,12 @@ class Front:
         else:
             text = f"its consumer (pid {end['pid']}) ended: {end['exit']}{end.get('used', '')}"
             if job.tries < self._limits.retries and not job.streamed:
-                log.warning("request %d of %s: %s; trying again", job.number, job.client, text)
+                self._warn(job, f"{text}; trying again")
                 self._dispatcher.retry(job)
                 self._pump()
                 return
             why = failure(Code.CONSUMER_LOST, text, exit=end["exit"])
-        log.warning("request %d of %s lost: %s", job.number, job.client, text)
+        self._warn(job, f"lost: {text}")
         now = green.monotonic()
         begun = end["begun"] / 1e9 if job.number == end["job"] else now
         self._fail(job, why, max(0.0, begun - job.arrived), max(1e-6, now - begun))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ with warnings.catch_warnings():
 
 log = logging.getLogger(__name__)
 
+_MOST_HTTP, _HTTP_TIME = 16, 10.0  # requests at once; seconds that a client may be silent
 _LONGEST = 1e6  # seconds to wait in one go; epoll_wait takes no more than 2**31 milliseconds
 
 
@@ -126,6 +128,15 @@ def later(seconds: float, callback: Callable[[], None]) -> Callable[[], None]:
 
     arm(seconds)
     return lambda: timer.cancel()
+
+
+def serve_http(listener: socket.socket, application: Callable[..., Any]) -> None:
+    """Answer HTTP requests by a WSGI application, in green threads of their own."""
+    from eventlet import greenio, wsgi
+
+    sock = greenio.GreenSocket(listener)
+    # few and short: who asks is a machine that looks again in a moment
+    spawn(lambda: wsgi.server(sock, application, log_output=False, max_size=_MOST_HTTP, socket_timeout=_HTTP_TIME))
 
 
 class Latch:

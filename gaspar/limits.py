@@ -191,6 +191,12 @@ class Limits:
         "SIZE",
         "a consumer whose private memory grew by more is replaced after its request; by 1.5 times that, killed",
     )
+    slow: float = _limit(
+        "none", _or_none(_positive_seconds), "SECONDS", "a request that runs for longer is logged, with its stack"
+    )
+    health_wait: float = _limit(
+        10.0, _positive_seconds, "SECONDS", "a request that waits for longer makes the daemon's health fail"
+    )
     retries: int = _limit(0, _count(0, 100), "N", "how often a request whose consumer died is tried again")
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from .wire import (
     CREDIT,
     ENTRY,
     JOB,
+    NAME,
     ONE,
     PART,
     PLACE,
@@ -167,6 +168,10 @@ class ConsumerLink:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect("ipc://" + jobs_path(folder, number))
 
+    def name(self, number: int, name: str) -> None:
+        """Say what a job that is about to be sent is called in logs."""
+        self._socket.send(JOB.pack(number, NAME) + name.encode(errors="replace"), zmq.NOBLOCK)
+
     def send(self, number: int, payload: Payload) -> None:
         """Send a job; its claim goes first, so that a consumer never sees a job without its claim."""
         os.write(self._claims, CLAIM.pack(number))
@@ -242,6 +247,7 @@ class ConsumerEnd:
         self._results: zmq.Socket[bytes] | None = None
         self._front = -1  # the generation of the front that `_results` is connected to
         self._came: deque[tuple[int, bytes | Place]] = deque()  # jobs of one message, not yet claimed
+        self._names: dict[int, str] = {}  # of jobs that their clients have named
         self._held: list[tuple[int, int, int, int, bytes | memoryview]] = []  # results of one front, not yet sent
         self._claim = 0  # a number that was read and whose job has not come yet
         self._poller = zmq.Poller()
@@ -258,7 +264,7 @@ class ConsumerEnd:
         A payload in the arena is for `fetch`.
         """
         while True:
-            if not self._came:
+            while not self._came:
                 try:
                     self._take_message()
                 except zmq.Again:
@@ -267,12 +273,15 @@ class ConsumerEnd:
             number, payload = self._came.popleft()
             if self._is_mine(number):
                 return number, payload
+            self._names.pop(number, None)
 
     def _take_message(self) -> None:
         data = self._jobs.recv(zmq.NOBLOCK)
         number, how = JOB.unpack_from(data)
         if how == ONE:
             self._came.append((number, data[JOB.size :]))
+        elif how == NAME:
+            self._names[number] = data[JOB.size :].decode()
         elif how == ALONE:
             self._came.append((number, self._jobs.recv(zmq.NOBLOCK)))
         elif how == SHARED:
@@ -284,6 +293,10 @@ class ConsumerEnd:
                 start = at + ENTRY.size
                 at = start + size
                 self._came.append((number, data[start:at]))
+
+    def name(self, number: int) -> str | int:
+        """Say what a job is called in logs; once."""
+        return self._names.pop(number, number) if self._names else number
 
     def fetch(self, number: int, place: Place) -> bytes | None:
         """Read a job's payload from the arena. None if its front is gone, so that nobody waits for it.

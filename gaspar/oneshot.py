@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from . import green
 from .address import Address
-from .errors import Failure, RequestError, TooBig
+from .errors import Code, Failure, RequestError, TooBig
 from .frames import Lend, Payload
 from .limits import Limits
 from .wire import OneShotParser
@@ -47,10 +47,15 @@ class Door(Protocol):
 
     limits: Limits
     busy: set[Any]  # connections that a drain waits for: here, those with a green thread
+    bytes_in: int  # of all clients, ever
+    bytes_out: int
     lend: Lend  # memory for long requests
 
     def admit(self, size: int) -> None:
         """A request of so many bytes is announced. Raises Overloaded if it is refused."""
+
+    def refused(self, code: Code) -> None:
+        """A request was not let in."""
 
     def submit(self, payload: Payload, client: OneShot) -> Job:
         """A request that was admitted is complete."""
@@ -157,9 +162,11 @@ class OneShot:
         if parser.size < 0:
             data = self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
             parser.feed(data)
+            self._door.bytes_in += len(data)
             return len(data)
         count = self._sock.recv_into(parser.space(), 0, socket.MSG_DONTWAIT)
         parser.filled(count)
+        self._door.bytes_in += count
         return count
 
     def _hand_over(self, data: bytes) -> None:
@@ -234,6 +241,8 @@ class OneShot:
         self._close(whole=False)
 
     def _refuse(self, error: Exception) -> None:
+        if isinstance(error, RequestError):
+            self._door.refused(error.code)
         if isinstance(error, TooBig):  # the one that an operator can act on; overload the front says once
             log.warning("%s: refused: %s", self, error)
         else:
@@ -278,6 +287,7 @@ class OneShot:
                 log.debug("%s: %s", self, error)
                 self._close(whole=False)
                 return False
+            self._door.bytes_out += sent
             if sent == len(body):
                 return True
             self._outgoing = deque()
@@ -299,7 +309,9 @@ class OneShot:
                 self._close(whole=False)
                 return
             try:
-                rest = rest[self._sock.send(rest[:_TURN], socket.MSG_DONTWAIT) :]
+                sent = self._sock.send(rest[:_TURN], socket.MSG_DONTWAIT)
+                rest = rest[sent:]
+                self._door.bytes_out += sent
                 self.moved = green.monotonic()
             except BlockingIOError:
                 continue
@@ -412,6 +424,7 @@ class UnixOneShot(OneShot):
         if take:
             self._sock.recv(take, socket.MSG_DONTWAIT)
         self._kept = 1
+        self._door.bytes_in += len(new)
         return len(new)
 
     def _hand_over(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from . import logs
 from .errors import Code, failure
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _raised(error: BaseException) -> tuple[int, bytes]:
     while tb and tb.tb_next and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next  # it is told from the handler on
     error = error.with_traceback(tb)
-    log.error("handler raised %s", type(error).__name__, exc_info=error)
+    log.error("request %s: handler raised %s", logs.request, type(error).__name__, exc_info=error)
     kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     try:
         message = str(error)
@@ -111,7 +112,7 @@ def _shown(reply: object) -> str:
 
 
 def _bad_reply(message: str) -> tuple[int, bytes]:
-    log.error("%s", message)
+    log.error("request %s: %s", logs.request, message)
     why = failure(Code.BAD_REPLY, message)
     return int(why.code), why.detail
 

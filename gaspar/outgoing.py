@@ -24,6 +24,9 @@ class Owner(Protocol):
     def on_credit(self, job: Job, size: int) -> None:
         """The kernel has a part of a streamed reply, of so many bytes."""
 
+    def on_sent(self, size: int) -> None:
+        """The kernel has taken so many bytes more."""
+
     def on_held(self, more: int) -> None:
         """So many bytes more wait for the client; negative: fewer."""
 
@@ -97,6 +100,7 @@ class Outgoing:
 
     def _write(self) -> None:
         left = _TURN
+        before = self._sent
         try:
             while self.unsent and left > 0:
                 sent = self._send_joined() if self.unsent <= _JOIN else self._send_some()
@@ -109,6 +113,7 @@ class Outgoing:
         except OSError as error:
             self._owner.on_lost(error)
             return
+        self._owner.on_sent(self._sent - before)
         while self._parts and self._parts[0][0] <= self._sent:
             _, job, size = self._parts.popleft()
             self._owner.on_credit(job, size)

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from . import green
 from .dispatch import Dispatcher, Job
-from .errors import Overloaded
+from .errors import Code, Overloaded
 from .framed import Framed, greeting
-from .frames import Lend, Payload
+from .frames import Lend, Payload, nothing
 from .limits import Limits
 from .oneshot import OneShot, UnixOneShot
 
@@ -58,6 +58,9 @@ class Desk(Protocol):
     def cancel(self, jobs: Collection[Job]) -> list[tuple[int, int]]:
         """Nobody waits for these jobs any more. Returns how long each waited and ran, microseconds."""
 
+    def refused(self, code: Code) -> None:
+        """A request was not let in."""
+
     def credit(self, job: Job, size: int) -> None:
         """A client has taken a part of a streamed reply."""
 
@@ -70,22 +73,20 @@ class Reception:
         lend: returns memory for a long request, or None.
     """
 
-    def __init__(self, limits: Limits, dispatcher: Dispatcher, desk: Desk, server: str, lend: Lend) -> None:
+    def __init__(self, limits: Limits, dispatcher: Dispatcher, desk: Desk, server: str, lend: Lend = nothing) -> None:
         self.limits = limits
         self.lend = lend
         self.busy: set[OneShot | Framed] = set()  # clients that a drain waits for
         self.framed: set[Framed] = set()
         self.greeting = greeting(server, limits)
         self.draining = False
-        self.on_requests, self.expect, self.cancel, self.credit = (
-            desk.on_requests,
-            desk.expect,
-            desk.cancel,
-            desk.credit,
-        )
+        self.on_requests, self.expect, self.refused = desk.on_requests, desk.expect, desk.refused
+        self.cancel, self.credit = desk.cancel, desk.credit
         self._dispatcher = dispatcher
         self._unflushed: list[Framed] = []
         self._gathering = False
+        self.bytes_in = self.bytes_out = 0  # of what clients sent and took
+        self._accepted = self._turned_framed = 0  # connections, ever
         self._listeners: list[socket.socket] = []
         self._stop_accepting: list[Callable[[], None]] = []
         self._connections = 0
@@ -139,6 +140,7 @@ class Reception:
                 green.later(_ACCEPT_PAUSE, self._resume_accepting)
                 break
             self._connections += 1
+            self._accepted += 1
             kind(self, sock, peer).begin()
         self.on_requests()
 
@@ -161,7 +163,14 @@ class Reception:
 
     def go_on_framed(self, sock: socket.socket, peer: Any, data: bytes) -> None:
         """A connection has turned out to be one of the framed protocol; `data` came behind its name."""
+        self._turned_framed += 1
         Framed(self, sock, peer, data)
+
+    def connections(self) -> dict[str, Any]:
+        """Count them by protocol: those that there are, and `accepted`, those that there have been."""
+        framed, ever = len(self.framed), self._turned_framed
+        accepted = {"one_shot": self._accepted - ever, "framed": ever}
+        return {"one_shot": self._connections - framed, "framed": framed, "accepted": accepted}
 
     def closed(self) -> None:
         """A client's connection is gone."""
@@ -180,14 +189,14 @@ class Reception:
         self._check(size)
         self._reading_bytes += size
 
-    def take(self, payload: Payload, client: Framed, tag: int) -> Job:
+    def take(self, payload: Payload, client: Framed, tag: int, name: str) -> Job:
         """Let in a request that is complete and was not announced.
 
         Raises:
             Overloaded: as `admit`.
         """
         self._check(len(payload))
-        return self._dispatcher.submit(payload, client, green.monotonic(), tag)
+        return self._dispatcher.submit(payload, client, green.monotonic(), tag, name)
 
     def _check(self, size: int) -> None:
         held = self._dispatcher.waiting_bytes + self._reading_bytes
@@ -210,10 +219,10 @@ class Reception:
         """A request that was admitted will never be complete."""
         self._reading_bytes -= size
 
-    def submit(self, payload: Payload, client: OneShot | Framed, tag: int = 0) -> Job:
+    def submit(self, payload: Payload, client: OneShot | Framed, tag: int = 0, name: str = "") -> Job:
         """A request that was admitted is complete."""
         self._reading_bytes -= len(payload)
-        return self._dispatcher.submit(payload, client, green.monotonic(), tag)
+        return self._dispatcher.submit(payload, client, green.monotonic(), tag, name)
 
     # ---- replies ----
 

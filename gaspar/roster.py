@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+# why consumers end
+REASONS = ("crashed", "timeout", "stopped", "memory", "requests", "aside", "reload", "scaled")
+
 
 class Backoff:
     """How long to wait before something that keeps dying is started again.
@@ -50,9 +53,16 @@ class Entry:
     generation: int  # of its forker
     forked: float  # seconds, monotonic
     pid: int = 0  # 0 until it is ready
-    worn: bool = False  # to be replaced: it has served its requests, or grown too large
+    worn: str = ""  # why it is to be replaced: "requests", "memory", "reload"
     retiring: bool = False  # gets no more jobs, leaves when it holds none
     aside: bool = False  # retiring since a long request holds it while others wait
+
+    @property
+    def why(self) -> str:
+        """Why it ends, if it ends by itself now; one of REASONS."""
+        if not self.retiring:
+            return "crashed"
+        return "aside" if self.aside else self.worn or "scaled"
 
 
 class Orders(NamedTuple):
@@ -157,6 +167,8 @@ class Roster:
         retire = serving[: max(0, len(serving) - self.target)]
         for each in retire:
             each.retiring = True
+            if not each.worn and self._is_stale(each):
+                each.worn = "reload"
         return Orders(self._forks(now) if now >= self.not_before else [], retire)
 
     def _forks(self, now: float) -> list[Entry]:
@@ -169,7 +181,7 @@ class Roster:
         return trial + [self._add(self.generation, now) for _ in range(missing)]
 
     def _is_stale(self, entry: Entry) -> bool:
-        return entry.worn or entry.generation not in (self.generation, self.trial)
+        return bool(entry.worn) or entry.generation not in (self.generation, self.trial)
 
     def _add(self, generation: int, now: float) -> Entry:
         self._last += 1

@@ -16,7 +16,7 @@ from .children import Children, Forker, Front, Main
 from .lifecycle import ALIVE, Event, Exit, State, step
 from .limits import MAX_PROCESSES, Limits
 from .process import Lifeline, Wakeup, wait_readable
-from .roster import Backoff, Entry, Roster
+from .roster import REASONS, Backoff, Entry, Roster
 from .wire import Kind
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,13 @@ class Supervisor:
         front: given a generation, returns what the front's process runs.
         forker: what a forker's process runs.
         addresses: where the daemon listens, for the log and the caller.
-        close_listeners: closes this process's listening sockets and removes their files.
+        control: the control address, likewise.
+        close_listeners: closes this process's listening sockets for clients and removes their files.
         forget: removes the files of a consumer that has ended, by its number.
         reloadable: the handler has a name and can be loaded anew.
         caller: the lifeline to the program that started the daemon, if there is one.
         notify: tells the service manager a state, as sd_notify(3) does.
+        on_sources: told in which folders the handler's code is, whenever it was loaded.
     """
 
     def __init__(
@@ -54,21 +56,25 @@ class Supervisor:
         forker: Main,
         limits: Limits,
         addresses: list[str],
+        control: str,
         close_listeners: Callable[[], None],
         forget: Callable[[int], None],
         reloadable: bool = True,
         caller: Lifeline | None = None,
         notify: Callable[[str], None] = lambda state: None,
+        on_sources: Callable[[list[str]], None] = lambda folders: None,
     ) -> None:
         self._front_main = front
         self._forker_main = forker
         self._limits = limits
         self._addresses = addresses
+        self._control = control
         self._close_listeners = close_listeners
         self._forget = forget
         self._reloadable = reloadable
         self._caller = caller
         self._notify = notify
+        self._on_sources = on_sources
         self._state = State.STARTING
         self._began = time.monotonic()
         self._exit = Exit.STOPPED
@@ -80,6 +86,7 @@ class Supervisor:
         self._forker_backoff = Backoff()
         self._forker_due: float | None = None
         self._roster = Roster(limits.processes)
+        self._restarts = dict.fromkeys(REASONS, 0)  # consumers that ended, by reason
         self._reloading = 0.0  # since when; 0: no reload is under way
         self._reload_again = False
 
@@ -115,7 +122,7 @@ class Supervisor:
             if order == 0:
                 self._reload()
             else:
-                self._scale(order)
+                self._scale(self._roster.target + order)
 
     def _happened(self, event: Event) -> None:
         before, self._state = self._state, step(self._state, event)
@@ -158,8 +165,9 @@ class Supervisor:
         pids = [each.pid for each in self._roster.ready]
         assert self._children.front
         log.info(
-            "ready: listening on %s, %d consumer%s (pid %s), front (pid %d), forker (pid %d), in %.2f s",
+            "ready: listening on %s, control %s, %d consumer%s (pid %s), front (pid %d), forker (pid %d), in %.2f s",
             ", ".join(self._addresses),
+            self._control,
             len(pids),
             "" if len(pids) == 1 else "s",
             ", ".join(map(str, pids)),
@@ -167,7 +175,7 @@ class Supervisor:
             self._children.forkers[self._roster.generation].pid,
             now - self._began,
         )
-        self._tell_caller(Kind.READY, addresses=self._addresses, pids=pids)
+        self._tell_caller(Kind.READY, addresses=self._addresses, control=self._control, pids=pids)
         self._notify("READY=1")
 
     def _tell_caller(self, kind: Kind, **fields: Any) -> None:
@@ -189,11 +197,12 @@ class Supervisor:
 
     # ---- reload and scale ----
 
-    def _scale(self, change: int) -> None:
-        target = max(1, min(MAX_PROCESSES, self._roster.target + change))
+    def _scale(self, target: int) -> None:
+        target = max(1, min(MAX_PROCESSES, target))
         if target != self._roster.target:
             self._roster.target = target
             log.info("%d consumers from now on", target)
+            self._tell_staff()
 
     def _reload(self) -> None:
         if self._reloading:
@@ -210,7 +219,7 @@ class Supervisor:
         else:
             log.info("reloading: the handler is an object and cannot be loaded anew; its consumers are forked afresh")
             for each in self._roster:
-                each.worn = True
+                each.worn = "reload"
             self._roster.not_before = min(self._roster.not_before, now)
 
     def _end_reload(self, failure: str = "") -> None:
@@ -267,8 +276,17 @@ class Supervisor:
             for each in self._roster:
                 if each.pid:
                     self._introduce(each)
+            self._tell_staff()
         elif kind is Kind.RETIRED:
             self._let_go(fields["number"])
+        elif kind is Kind.STACK:
+            self._pass_on_question(fields)
+        elif kind is Kind.DRAIN and self._state is State.SERVING:
+            self._happened(Event.TERM)
+        elif kind is Kind.RELOAD and self._state is State.SERVING:
+            self._reload()
+        elif kind is Kind.SCALE and self._state is State.SERVING:
+            self._scale(fields["processes"])
         elif kind is Kind.ASIDE and self._state is State.SERVING:
             self._let_step_aside(fields["numbers"])
 
@@ -278,7 +296,7 @@ class Supervisor:
             entry = self._roster.step_aside(number, self._limits.burst)
             if entry and (forker := self._children.forkers.get(entry.generation)):
                 log.debug("consumer %d (pid %d) steps aside: its request takes long", number, entry.pid)
-                self._tell_front(Kind.RETIRE, number=number)
+                self._tell_front(Kind.RETIRE, number=number, aside=True)
                 self._children.order(forker, Kind.ASIDE, number=number)
 
     def _let_go(self, number: int) -> None:
@@ -289,6 +307,7 @@ class Supervisor:
     def _on_forker_record(self, forker: Forker, kind: Kind, fields: dict[str, Any]) -> None:
         if kind is Kind.LOADED:
             forker.loaded = True
+            self._on_sources(fields["sources"])
             if self._is_trial(forker.generation):
                 self._roster.trial = forker.generation
         elif kind in (Kind.LOAD_FAILED, Kind.SETUP_FAILED):
@@ -299,9 +318,11 @@ class Supervisor:
         elif kind is Kind.CONSUMER_WORN:
             if entry := self._roster.get(fields["number"]):
                 log.info("consumer %d (pid %d) is to be replaced: %s", entry.number, entry.pid, fields["why"])
-                entry.worn = True
+                entry.worn = fields["reason"]
         elif kind is Kind.CONSUMER_GONE:
             self._on_consumer_gone(fields)
+        elif kind is Kind.STACK:
+            self._tell_front(kind, **fields)
 
     def _on_failure(self, forker: Forker, message: str, traceback: str) -> None:
         """The handler's code does not load or set up."""
@@ -315,9 +336,16 @@ class Supervisor:
 
     def _introduce(self, entry: Entry) -> None:
         if self._front_is_ready:
-            self._tell_front(Kind.CONSUMER_READY, number=entry.number, slot=entry.slot, pid=entry.pid)
+            self._tell_front(
+                Kind.CONSUMER_READY,
+                number=entry.number,
+                slot=entry.slot,
+                pid=entry.pid,
+                forked=entry.forked,
+                generation=entry.generation,
+            )
             if entry.retiring:
-                self._tell_front(Kind.RETIRE, number=entry.number)
+                self._tell_front(Kind.RETIRE, number=entry.number, aside=entry.aside)
 
     def _on_consumer_gone(self, fields: dict[str, Any]) -> None:
         slowed = self._roster.backoff.slowed
@@ -325,6 +353,7 @@ class Supervisor:
         self._forget(fields["number"])
         if entry is None:
             return
+        self._count_end(fields["reason"] or entry.why)
         self._tell_front(Kind.CONSUMER_GONE, **fields)
         early = "" if entry.pid else "a consumer ended before it was ready: " + fields["exit"]
         if early and self._state is State.STARTING:
@@ -335,6 +364,21 @@ class Supervisor:
             log.warning("consumer %d (pid %d) ended: %s", entry.number, fields["pid"], fields["exit"])
             if self._roster.backoff.slowed and not slowed:
                 log.error("consumers die again and again before they are given a job: replacing them slows down")
+
+    def _count_end(self, reason: str) -> None:
+        if self._state in ALIVE:
+            self._restarts[reason] += 1
+            self._tell_staff()
+
+    def _tell_staff(self) -> None:
+        if self._front_is_ready:
+            self._tell_front(Kind.STAFF, processes=self._roster.target, restarts=self._restarts)
+
+    def _pass_on_question(self, fields: dict[str, Any]) -> None:
+        """The front asks for a consumer's stack; that goes to its forker, whose answer comes back the same way."""
+        entry = self._roster.get(fields["number"])
+        if entry and (forker := self._children.forkers.get(entry.generation)):
+            self._children.order(forker, Kind.STACK, **fields)
 
     # ---- processes ----
 
@@ -389,6 +433,7 @@ class Supervisor:
                 self._forker_due = now + self._forker_backoff.died(now - forker.forked, useful=False)
         gone = "SIGKILL, with its forker"
         for each in self._roster.on_forker_gone(generation, time.monotonic()):
+            self._count_end("crashed")
             self._forget(each.number)
             if self._children.front:
                 self._children.order(
@@ -410,7 +455,7 @@ class Supervisor:
             self._children.order(self._children.forkers[each.generation], Kind.FORK, number=each.number, slot=each.slot)
         for each in retire:
             if self._front_is_ready:
-                self._tell_front(Kind.RETIRE, number=each.number)
+                self._tell_front(Kind.RETIRE, number=each.number, aside=False)
             else:
                 self._let_go(each.number)
         for generation, forker in self._children.forkers.items():

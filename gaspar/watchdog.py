@@ -39,27 +39,78 @@ def kill_group(pid: int) -> None:
 class Verdict(NamedTuple):
     """Why a consumer was killed."""
 
+    reason: str  # one word
     job: int  # what it ran; 0: nothing
     why: str  # one line
     stack: str  # of Python, innermost call first; "stopped" if it could not say
+
+
+class StackReader:
+    """Asks one consumer for its Python stack, which goes on meanwhile.
+
+    Args:
+        fd: read end of the pipe that faulthandler writes to.
+    """
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self._pid = pid
+        self._fd = fd
+        self._data = b""
+        self._job = 0  # that was asked about
+        self._end = 0.0  # seconds, monotonic; when what has not come will not come; 0: nobody asked, or it is there
+
+    def ask(self, job: int, now: float) -> None:
+        """Ask where it is in a job; once is enough for all who want to know."""
+        if job == self._job and now < self._end:
+            return
+        self.read()
+        self._data = b""  # of whoever asked before
+        self._job = job
+        self._end = now + _STACK_TIME
+        os.kill(self._pid, STACK_SIGNAL)
+
+    def is_there(self, now: float) -> bool:
+        """True if it has come, or will not."""
+        before = len(self._data)
+        self.read()
+        # faulthandler writes in pieces: wait until a look brings nothing new
+        if 0 < before == len(self._data) or now >= self._end:
+            self._end = 0.0
+            return True
+        return False
+
+    def read(self) -> None:
+        """Take in what has come."""
+        try:
+            while len(self._data) < _MAX_STACK and (data := os.read(self._fd, _MAX_STACK)):
+                self._data += data
+        except BlockingIOError:
+            pass
+
+    @property
+    def text(self) -> str:
+        """The stack, innermost call first, without gaspar's own part below the handler; "" if it did not come."""
+        lines = self._data.decode(errors="replace").splitlines()
+        own = next((n for n, line in enumerate(lines) if _OWN_FRAME in line), len(lines))
+        return "\n".join(lines[:own])
 
 
 class Watchdog:
     """Watches one consumer.
 
     Args:
-        stack: read end of the pipe that faulthandler writes to.
         timeout: longest run of one request, seconds; 0: none.
+        slow: what takes longer is to be told of, seconds; 0: nothing is.
     """
 
-    def __init__(self, pid: int, slot: memoryview, stack: int, timeout: float) -> None:
+    def __init__(self, pid: int, slot: memoryview, stack: StackReader, timeout: float, slow: float) -> None:
         self._pid = pid
         self._slot = slot
-        self._stack_fd = stack
+        self._stack = stack
         self._timeout = timeout
+        self._slow = slow
+        self._told = 0  # the job that was found to be slow
         self._suspect = 0  # the job that has reached its limit
-        self._killed_at = 0.0  # when the suspect is killed, at the latest
-        self._stack = b""
         self._stopped_since = 0.0  # 0: it runs
         self.verdict: Verdict | None = None
 
@@ -78,9 +129,12 @@ class Watchdog:
         dues = []
         if self._suspect:
             dues.append(now + _QUICK)
-        elif self._timeout:
-            job, begun = self._running()
-            dues.append((begun if job else now) + self._timeout)
+        elif self._timeout or self._slow:
+            job, begun = self.running()
+            limits = [self._timeout] if self._timeout else []
+            if self._slow and (not job or job != self._told):
+                limits.append(self._slow)
+            dues += [(begun if job else now) + limit for limit in limits]
         if self._stopped_since:
             dues.append(self._stopped_since + STOPPED_LIMIT)
         return min(dues, default=None)
@@ -89,26 +143,30 @@ class Watchdog:
         """Do what is due; a consumer that is killed gets a `verdict`."""
         if self.verdict:
             return
-        job, begun = self._running()
+        job, begun = self.running()
         if self._stopped_since and now - self._stopped_since >= STOPPED_LIMIT:
             text = f"its process was stopped by somebody for {STOPPED_LIMIT:g} s"
-            self._kill(Verdict(job, text, "stopped"))
+            self._kill(Verdict("stopped", job, text, "stopped"))
         elif self._suspect and job != self._suspect:
             self._suspect = 0  # it ended after all
         elif self._suspect:
-            before = len(self._stack)
-            self._read_stack()
-            # faulthandler writes in pieces: wait until a look brings nothing new
-            if 0 < before == len(self._stack) or now >= self._killed_at:
+            if self._stack.is_there(now):
                 self._execute(now - begun)
         elif self._timeout and job and now - begun >= self._timeout:
-            self._suspect, self._stack = job, b""
-            self._killed_at = now + _STACK_TIME
-            self._read_stack()
-            self._stack = b""  # of an earlier suspect
-            os.kill(self._pid, STACK_SIGNAL)
+            self._suspect = job
+            self._stack.ask(job, now)
 
-    def _running(self) -> tuple[int, float]:
+    def found_slow(self, now: float) -> bool:
+        """True, once for each job, if the consumer runs one for too long."""
+        if not self._slow or self.verdict:
+            return False
+        job, begun = self.running()
+        if not job or job == self._told or now - begun < self._slow:
+            return False
+        self._told = job
+        return True
+
+    def running(self) -> tuple[int, float]:
         """Return the job that runs, or 0, and when it began."""
         while True:
             job, begun = self._slot[JOB], self._slot[BEGUN]
@@ -119,22 +177,16 @@ class Watchdog:
         """Stop it, look whether it still runs the same job, and kill it or let it go on."""
         os.kill(self._pid, signal.SIGSTOP)
         self._await_stop()
-        self._read_stack()
+        self._stack.read()
         if self._slot[JOB] != self._suspect:
             self._suspect = 0
             os.kill(self._pid, signal.SIGCONT)
             return
-        stack = self._users_stack()
+        stack = self._stack.text
         place = next((line.strip() for line in stack.splitlines() if line.lstrip().startswith("File ")), "")
         where = f"hung at {place}" if place else "its process was stopped"
         why = f"ran for {ran:.2f} s, {self._timeout:g} allowed (--timeout); {where}"
-        self._kill(Verdict(self._suspect, why, stack or "stopped"))
-
-    def _users_stack(self) -> str:
-        """Return the stack without gaspar's own part, which is the same for all."""
-        lines = self._stack.decode(errors="replace").splitlines()
-        own = next((n for n, line in enumerate(lines) if _OWN_FRAME in line), len(lines))
-        return "\n".join(lines[:own])
+        self._kill(Verdict("timeout", self._suspect, why, stack or "stopped"))
 
     def _await_stop(self) -> None:
         flags = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -142,13 +194,6 @@ class Watchdog:
             if os.waitid(os.P_PID, self._pid, flags):
                 return
             select.select([], [], [], 0.001)
-
-    def _read_stack(self) -> None:
-        try:
-            while len(self._stack) < _MAX_STACK and (data := os.read(self._stack_fd, _MAX_STACK)):
-                self._stack += data
-        except BlockingIOError:
-            pass
 
     def _kill(self, verdict: Verdict) -> None:
         self.verdict = verdict

@@ -22,8 +22,9 @@ MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a le
 # ---- jobs and results: native byte order, they never leave the machine ----
 #
 # job     number u64 | how u8, 7 unused              | payload; if ALONE: in a second 0MQ frame;
-#                                                      if SEVERAL: for each job number u64 | size u32 | payload
-#                                                      if SHARED: start u64 | room u32 | size u32, in the arena
+#                                                      if SEVERAL: for each job number u64 | size u32 | payload;
+#                                                      if SHARED: start u64 | room u32 | size u32, in the arena;
+#                                                      if NAME: what the job, which follows, is called in logs
 # result  number u64 | begun u64 | ran u32 | code u8 | how u8, 2 unused | body; if ALONE: in a second 0MQ frame;
 #                                  if SEVERAL: for each a result's head | size u32 | body
 #                                  if SHARED: start u64 | room u32 | size u32; the reply is in its request's place
@@ -34,7 +35,7 @@ MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a le
 # credit  number u64 | bytes u64, of a part of that job's reply that its client has taken; or CLOSE, which
 #         holds for all jobs of older fronts too
 JOB = struct.Struct("=QB7x")
-ONE, ALONE, SEVERAL, SHARED = 0, 1, 2, 3  # how
+ONE, ALONE, SEVERAL, NAME, SHARED = 0, 1, 2, 3, 4  # how
 ENTRY = struct.Struct("=QI")
 SIZE = struct.Struct("=I")
 PLACE = struct.Struct("=QII")
@@ -202,6 +203,9 @@ _RECORD = struct.Struct("!IB")
 MAX_TEXT = 16 * 1024
 
 
+NOBODY = 0  # has asked
+
+
 class Kind(enum.IntEnum):
     """What a lifeline record says. Ready goes up, orders go down."""
 
@@ -209,14 +213,14 @@ class Kind(enum.IntEnum):
     READY = 1  # also front -> supervisor, supervisor -> caller
     SETUP_FAILED = 2  # message, traceback; also forker -> supervisor
     # forker -> supervisor
-    LOADED = 10  # threads: names of those that the handler's module left running
+    LOADED = 10  # what: a description of the handler, sources: folders of its modules
     LOAD_FAILED = 11  # message, traceback; also supervisor -> caller
-    CONSUMER_READY = 12  # number, slot, pid; also supervisor -> front
-    CONSUMER_GONE = 13  # number, pid, exit, used, job, begun, given, why?, stack?; also supervisor -> front
+    CONSUMER_READY = 12  # number, pid; also supervisor -> front, with slot, forked (seconds, monotonic), generation
+    CONSUMER_GONE = 13  # number, pid, exit, used, job, begun, given, reason, why?, stack?; also supervisor -> front
     # supervisor -> forker
     FORK = 20  # number, slot
     LEAVE = 21  # number, or none for all and itself; also forker -> consumer
-    CONSUMER_WORN = 15  # number, why: to be replaced; also consumer -> forker, without the number
+    CONSUMER_WORN = 15  # number, why, reason: to be replaced; also consumer -> forker, without the number
     BIND_FAILED = 14  # errno, message; supervisor -> caller
     CONSUMERS = 16  # asked: the number of the question, pids; supervisor -> caller
     # supervisor -> front, caller -> supervisor
@@ -224,9 +228,15 @@ class Kind(enum.IntEnum):
     STOP = 31  # at once; also supervisor -> forker
     LIST = 33  # asked: a number for the answer; caller -> supervisor
     RETIRE = 32  # number: gets no more jobs; supervisor -> front
+    STAFF = 34  # processes: how many there should be, restarts: by reason; supervisor -> front
     # front -> supervisor
     RETIRED = 40  # number: holds no job any more
     ASIDE = 41  # numbers: a long request holds these while others wait; supervisor -> forker: one number
+    RELOAD = 42
+    SCALE = 43  # processes: how many there should be
+    WATCH = 44  # folders; supervisor -> watcher
+    # a question goes down from the front, its answer up from the forker
+    STACK = 50  # number, asked: of the question, or NOBODY; and in the answer job, age (seconds), pid, stack
 
 
 class Record(NamedTuple):

@@ -35,15 +35,16 @@ TABLE = {
     "watchdog": "limits scoreboard",
     "oneshot": "address dispatch errors frames green limits wire",
     "reception": "dispatch errors framed frames green limits oneshot",
-    "front": "arena crew deadlines dispatch errors frames green limits links process reception scoreboard version wire",
-    "consumer": "forkwatch limits links outcome process scoreboard wire",
+    "front": "arena control crew deadlines dispatch doors errors frames green limits links metrics overview process"
+    " reception scoreboard stats version wire",
+    "consumer": "forkwatch limits links logs outcome process scoreboard wire",
     "handler": "consumer errors",
-    "forker": "arena consumer errors folders limits links process scoreboard watchdog wire",
+    "forker": "arena consumer errors folders limits links process scoreboard watchdog watcher wire",
     "lifecycle": "",
     "children": "limits process wire",
     "supervisor": "children lifecycle limits process roster wire",
-    "daemon": "address arena consumer errors folders forker front lifecycle limits process scoreboard supervisor"
-    " systemd wire",
+    "daemon": "address arena consumer doors errors folders forker front lifecycle limits process scoreboard"
+    " supervisor systemd watcher wire",
     "message": "errors limits",
     "losses": "address errors session",
     "client/forked": "",
@@ -62,24 +63,51 @@ TABLE = {
     "aio": "address aio/call aio/pool aio/window answer errors message",
     "producer": "address consumer daemon errors limits process wire",
     "__init__": "aio answer client consumer errors producer version",
-    "cli": "__init__ address consumer daemon errors handler lifecycle limits systemd",
+    "cli": "__init__ address consumer daemon errors handler lifecycle limits logs systemd",
     "__main__": "cli",
     "crew": "dispatch frames links scoreboard wire",
     "deadlines": "dispatch",
     "forkwatch": "process",
     "framed": "address dispatch errors frames green limits outgoing",
-    "outcome": "errors forkwatch",
+    "outcome": "errors forkwatch logs",
     "outgoing": "dispatch green",
-    "call": "__init__ address client errors limits",
+    "call": "__init__ address client errors folders limits",
+    "stats": "errors",
+    "gauges": "",
+    "logs": "",
+    "doors": "address systemd",
+    "overview": "crew dispatch gauges green limits reception stats",
+    "control": "dispatch errors green limits overview reception wire",
+    "metrics": "green overview",
+    "watcher": "process wire",
+    "pytest_plugin": "testing",
+    "testing": "client errors testing/facts testing/filler testing/launched",
+    "testing/facts": "",
+    "testing/names": "",
+    "testing/filler": "address errors frames limits",
+    "testing/launched": "errors testing/facts testing/names",
+    "top": "__init__ address client dashboard errors figures folders process view",
+    "dashboard": "figures view",
+    "view": "",
+    "figures": "",
 }
 # Who imports what is neither gaspar's nor the standard library's.
 FOREIGN = {
     "call": "click",
     "cli": "click psutil",
     "crew": "zmq",
+    "dashboard": "rich",
+    "gauges": "psutil",
     "green": "eventlet",
     "links": "zmq",
+    "metrics": "prometheus_client",
+    "pytest_plugin": "pytest",
+    "testing": "psutil",
+    "testing/facts": "psutil",
+    "testing/launched": "psutil",
+    "top": "click rich",
     "watchdog": "psutil",
+    "watcher": "watchfiles",
 }
 # What only some may touch of the standard library.
 GUARDED = {
@@ -89,16 +117,16 @@ GUARDED = {
     "multiprocessing": "",
     "pickle": "",
     "resource": "arena forker reception",
-    "select": "oneshot process watchdog",
-    "signal": "children forker process producer supervisor watchdog",
-    "socket": "address client client/connection client/forked client/outbox client/stream daemon framed front oneshot"
-    " outgoing process reception systemd",
+    "select": "oneshot process testing/facts watchdog",
+    "signal": "children forker process producer supervisor testing/launched top watchdog watcher",
+    "socket": "address client client/connection client/forked client/outbox client/stream control doors framed green"
+    " metrics oneshot outgoing process reception systemd",
     "struct": "address framed frames oneshot scoreboard wire",
-    "subprocess": "",
+    "subprocess": "testing/launched",
     "threading": "call client/connection client/forked client/outbox client/pending client/pool client/window forker"
-    " producer",
+    " producer testing/launched top",
 }
-HEAVY = ("eventlet", "greenlet", "zmq", "click", "psutil")
+HEAVY = ("eventlet", "greenlet", "zmq", "click", "psutil", "rich", "prometheus_client", "watchfiles")
 
 
 def files() -> dict[str, Path]:

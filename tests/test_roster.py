@@ -109,7 +109,7 @@ def test_the_end_of_one_that_was_let_go_is_no_death() -> None:
 def test_a_worn_consumer_is_let_go_when_its_successor_is_ready_and_not_before() -> None:
     found = roster(2)
     (old, _) = found.ready
-    old.worn = True
+    old.worn = "requests"
     assert not found.settled
     ((new,), retire) = found.next_orders(0.0)
     assert retire == []
@@ -126,7 +126,7 @@ def test_a_worn_consumer_is_let_go_when_its_successor_is_ready_and_not_before() 
 def test_who_wears_is_replaced_one_after_the_other() -> None:
     found = roster(4)
     for each in found:
-        each.worn = True
+        each.worn = "requests"
     steps = settle(found)
     assert all(len(fork) <= 1 and len(retire) <= 1 for fork, retire in steps)
     assert numbers(found.ready) == [5, 6, 7, 8]
@@ -136,7 +136,7 @@ def test_who_wears_is_replaced_one_after_the_other() -> None:
 def test_whoever_dies_while_another_is_replaced_is_the_one_that_is_replaced() -> None:
     found = roster(2)
     worn, fresh = found.ready
-    worn.worn = True
+    worn.worn = "requests"
     ((new,), _) = found.next_orders(0.0)
     found.on_gone(fresh.number, True, 1.0)
     assert found.next_orders(1.0) == ([], [])  # two are there: the worn one and the new one
@@ -150,7 +150,7 @@ def test_whoever_dies_while_another_is_replaced_is_the_one_that_is_replaced() ->
 def test_a_worn_consumer_that_dies_before_its_successor_is_ready_needs_no_other() -> None:
     found = roster(2)
     worn = found.ready[0]
-    worn.worn = True
+    worn.worn = "requests"
     ((new,), _) = found.next_orders(0.0)
     found.on_gone(worn.number, True, 1.0)
     assert found.next_orders(1.0) == ([], [])
@@ -173,7 +173,7 @@ def test_scaling_forks_or_lets_go_as_many_as_it_takes(before: int, after: int) -
 
 def test_scaling_down_lets_the_worn_go_first() -> None:
     found = roster(3)
-    found.ready[1].worn = True
+    found.ready[1].worn = "requests"
     found.target = 2
     assert [numbers(each) for each in found.next_orders(0.0)] == [[], [2]]
 
@@ -278,7 +278,7 @@ class Machine(RuleBasedStateMachine):
         return found
 
     def is_stale(self, entry: Entry) -> bool:
-        return entry.worn or entry.generation not in (self.roster.generation, self.roster.trial)
+        return bool(entry.worn) or entry.generation not in (self.roster.generation, self.roster.trial)
 
     def some(self, data: st.DataObject, entries: list[Entry]) -> Entry | None:
         return data.draw(st.sampled_from(entries)) if entries else None
@@ -311,13 +311,13 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def one_is_worn(self, data: st.DataObject) -> None:
         if entry := self.some(data, self.roster.ready):
-            entry.worn = True
+            entry.worn = "requests"
             self.orders()
 
     @rule()
     def all_are_worn(self) -> None:
         for each in self.roster:
-            each.worn = True
+            each.worn = "requests"
         self.orders()
 
     @rule(count=st.integers(1, 5))
@@ -435,7 +435,7 @@ def test_a_wait_is_bounded_and_there_is_one_only_when_slowed(deaths: list[tuple[
 def test_the_next_successor_is_forked_with_the_order_to_let_one_go() -> None:
     found = roster(2)
     for each in found:
-        each.worn = True
+        each.worn = "requests"
     ((new,), _) = found.next_orders(0.0)
     found.on_ready(new.number, 1)
     fork, retire = found.next_orders(0.0)

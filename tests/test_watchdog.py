@@ -14,7 +14,7 @@ import pytest
 from gaspar.limits import STOPPED_LIMIT
 from gaspar.process import Child, Lifeline, describe_exit, fork, wait_readable
 from gaspar.scoreboard import BEGUN, JOB, Scoreboard
-from gaspar.watchdog import STACK_SIGNAL, MemoryWatch, Verdict, Watchdog
+from gaspar.watchdog import STACK_SIGNAL, MemoryWatch, StackReader, Verdict, Watchdog
 from gaspar.wire import Kind
 
 TIMEOUT = 60.0  # seconds until something that hangs fails; nothing here takes that long
@@ -31,7 +31,7 @@ Live = Callable[[Lifeline, memoryview], None]
 class Watched:
     """A child that runs job 7 since BEGAN and says when it is where it is to be, and its watchdog."""
 
-    def __init__(self, live: Live, timeout: float = LIMIT) -> None:
+    def __init__(self, live: Live, timeout: float = LIMIT, slow: float = 0) -> None:
         board = Scoreboard(1)
         self.slot = board.slot(0)
         self.stack, writer = os.pipe()
@@ -54,7 +54,8 @@ class Watched:
         os.close(told_writer)
         self.ended = ""
         self.hear()
-        self.watchdog = Watchdog(self.child.pid, self.slot, self.stack, timeout)
+        self.reader = StackReader(self.child.pid, self.stack)
+        self.watchdog = Watchdog(self.child.pid, self.slot, self.reader, timeout, slow)
 
     def hear(self) -> None:
         """Wait until the child says something."""
@@ -246,7 +247,7 @@ def test_one_that_ends_just_in_time_goes_on(watch: Watch, after: int) -> None:
 
 def test_one_that_ends_while_it_is_stopped_goes_on(watch: Watch) -> None:
     watched = watch(answer)
-    watchdog = Watchdog(watched.child.pid, Ending(watched), watched.stack, LIMIT)  # type: ignore[arg-type]
+    watchdog = Watchdog(watched.child.pid, Ending(watched), watched.reader, LIMIT, 0)  # type: ignore[arg-type]
     watchdog.look(LATE)
     watched.await_stack()
     for step in range(1, 10):
@@ -297,7 +298,8 @@ def test_one_that_somebody_stopped_for_too_long_is_killed(watch: Watch, job: int
     assert watchdog.verdict is None
     watchdog.look(BEGAN + 1.0 + STOPPED_LIMIT)
     assert watchdog.verdict is not None
-    assert watchdog.verdict == (job, f"its process was stopped by somebody for {STOPPED_LIMIT:g} s", "stopped")
+    why = f"its process was stopped by somebody for {STOPPED_LIMIT:g} s"
+    assert watchdog.verdict == ("stopped", job, why, "stopped")
     assert watched.reap() == "SIGKILL"
 
 
@@ -417,7 +419,7 @@ def test_a_stack_that_comes_in_pieces_is_told_whole(watch: Watch) -> None:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     watched = watch(live)
-    watched.watchdog = Watchdog(watched.child.pid, watched.slot, reader, LIMIT)
+    watched.watchdog = Watchdog(watched.child.pid, watched.slot, StackReader(watched.child.pid, reader), LIMIT, 0)
     watched.watchdog.look(LATE)
     os.write(writer, b"Stack (most recent call first):\n")
     watched.watchdog.look(LATE + SOON)
