@@ -125,8 +125,12 @@ class Control:
     def on_stack(self, fields: dict[str, Any]) -> None:
         """A stack has come."""
         job = self._asked.pop(fields.pop("asked"), None)
-        if job is not None:
+        if job is None:
+            return
+        if fields["stack"]:
             self._answer(job, fields)
+        else:
+            self._refuse(job, _Refused(f"consumer {fields['number']} has ended"))
 
     def _give_up(self, asked: int, number: int) -> None:
         if job := self._asked.pop(asked, None):

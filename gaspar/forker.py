@@ -237,6 +237,8 @@ class Forker:
             elif record.kind is Kind.STACK:
                 if each := self._forks.get(record.fields["number"]):
                     self._ask_stack(each, record.fields["asked"], time.monotonic())
+                else:
+                    self._lifeline.send(Kind.STACK, **record.fields, pid=0, job=0, age=None, stack="")
             elif record.kind is Kind.LEAVE:
                 self._leave()
             elif record.kind is Kind.STOP:
@@ -310,6 +312,10 @@ class Forker:
         each.child.lifeline.close()
         os.close(each.stack_pipe)
         del self._forks[each.number]
+        for asked in each.asked:
+            self._lifeline.send(
+                Kind.STACK, number=each.number, asked=asked, pid=each.child.pid, job=0, age=None, stack=""
+            )
         more: dict[str, Any] = {}
         if verdict := each.watchdog.verdict:
             more = {"why": verdict.why, "stack": verdict.stack}

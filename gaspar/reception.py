@@ -203,7 +203,7 @@ class Reception:
         waiting, most = self._dispatcher.waiting, self.limits.max_waiting
         # of a batch none has been given to a consumer yet
         if waiting >= most and waiting >= most + self._dispatcher.room:
-            text = f"{waiting} requests wait, {self.limits.max_waiting} allowed (--max-waiting)"
+            text = f"{min(waiting, most)} requests wait, {most} allowed (--max-waiting)"
         elif held + size > self._max_bytes:
             allowed = f"{self._max_bytes} allowed (--max-waiting-bytes)"
             text = f"requests of {held} bytes wait or are being read, {size} more announced, {allowed}"

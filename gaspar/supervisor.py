@@ -379,6 +379,8 @@ class Supervisor:
         entry = self._roster.get(fields["number"])
         if entry and (forker := self._children.forkers.get(entry.generation)):
             self._children.order(forker, Kind.STACK, **fields)
+        else:
+            self._tell_front(Kind.STACK, **fields, pid=0, job=0, age=None, stack="")
 
     # ---- processes ----
 
