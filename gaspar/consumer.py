@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import logs, outcome
 from .forkwatch import ForkWatch
 from .scoreboard import BEGUN, DONE, JOB, Outbox
-from .wire import MAX_U32, Kind
+from .wire import MAX_U32, Kind, Place
 
 if TYPE_CHECKING:
     from .limits import Limits
@@ -114,10 +114,17 @@ def _serve(
             records = lifeline.recv()
             leaving = records is None or any(record.kind is Kind.LEAVE for record in records)
         if job is not None:  # also when leaving: it is claimed, nobody else would run it
-            number, payload = job
+            number, request = job
             logs.request = end.name(number)
             slot[BEGUN] = begun = clock()
             slot[JOB] = number
+            payload = end.fetch(number, request) if isinstance(request, Place) else request
+            if payload is None:  # of a front that died
+                slot[JOB] = 0
+                logs.request = None
+                if leaving:
+                    return
+                continue
             code, body = outcome.of_call(handle, payload, max_message, forks)
             if streamed := code == outcome.STREAM:
                 end.begin_stream()
@@ -125,13 +132,19 @@ def _serve(
             ran = min((clock() - begun) // 1000 or 1, MAX_U32)
             # not the end of a stream: its parts may still be with the 0MQ thread, and it alone would look whole
             noted = not streamed and outbox.put(number, begun, ran, code, body)
+            place = None
+            if isinstance(request, Place) and not (code or noted or streamed or limits.retries):
+                place = end.put(request, body)  # unless the request may have to be run again
             slot[DONE] = done = slot[DONE] + 1
             slot[JOB] = 0
             logs.request = None
             if done == worn_at:  # it serves on until its successor is ready
                 lifeline.send(Kind.CONSUMER_WORN, why=f"it has served {done} requests (--max-requests)")
-            end.send(number, begun, ran, code, body, noted=noted)
-            del job, payload, body  # nothing of it is kept while waiting for the next
+            if place is None:
+                end.send(number, begun, ran, code, body, noted=noted)
+            else:
+                end.send_placed(number, begun, ran, place)
+            del job, request, payload, body  # nothing of it is kept while waiting for the next
         if leaving:
             return
 

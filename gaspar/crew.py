@@ -10,6 +10,7 @@ from typing import NamedTuple
 import zmq
 
 from .dispatch import Dispatcher, Job
+from .frames import Payload
 from .links import ConsumerLink
 from .scoreboard import BEGUN, DONE, JOB, Outbox, Scoreboard
 from .wire import CLOSE, Result, generation_of, job_number
@@ -166,7 +167,7 @@ class Crew:
         """Tell a consumer what a job that is about to be sent is called in logs."""
         self._members[number].link.name(job.number, job.name)
 
-    def send(self, number: int, jobs: list[tuple[int, bytes | bytearray]]) -> None:
+    def send(self, number: int, jobs: list[tuple[int, Payload]]) -> None:
         """Send a consumer jobs, (number, payload) each."""
         self._members[number].link.send_all(jobs)
 

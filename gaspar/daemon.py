@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import address, folders, forker, systemd
+from . import address, arena, folders, forker, systemd
 from .address import Address
+from .arena import Arena
 from .consumer import Consumer
 from .doors import Doors
 from .errors import BindError, HandlerLoadError
@@ -76,10 +77,10 @@ def serve(
         assert doors.control
         if doors.metrics:
             log.info("metrics on http://%s/metrics, health on /healthz", address.bound(doors.metrics))
-        scoreboard = Scoreboard(_SLOTS)
+        scoreboard, shared = Scoreboard(_SLOTS), arena.make(limits)
         supervisor = Supervisor(
-            front=lambda generation: partial(_front, doors, folder, scoreboard, limits, generation),
-            forker=partial(_forker, load, folder, scoreboard, limits, doors),
+            front=lambda generation: partial(_front, doors, folder, scoreboard, shared, limits, generation),
+            forker=partial(_forker, load, folder, scoreboard, shared, limits, doors),
             limits=limits,
             addresses=doors.addresses(),
             control=str(address.bound(doors.control)),
@@ -116,7 +117,7 @@ def check(load: Callable[[], Consumer], limits: Limits) -> Iterator[Found]:
     """
     folder = folders.make()
     began = time.monotonic()
-    child = fork(partial(_forker, load, folder, Scoreboard(1), limits, Doors()), "gaspar:forker")
+    child = fork(partial(_forker, load, folder, Scoreboard(1), None, limits, Doors()), "gaspar:forker")
     try:
         loaded = _expect(child.lifeline, Kind.LOADED)
         forked = time.monotonic()
@@ -149,6 +150,7 @@ def _front(
     doors: Doors,
     folder: str,
     scoreboard: Scoreboard,
+    shared: Arena | None,
     limits: Limits,
     generation: int,
     lifeline: Lifeline,
@@ -156,17 +158,18 @@ def _front(
     folders.hold(folders.front_lock(folder))  # at once: importing eventlet takes a while
     from . import front
 
-    return front.main(doors, folder, scoreboard, limits, generation, lifeline)
+    return front.main(doors, folder, scoreboard, shared, limits, generation, lifeline)
 
 
 def _forker(
     load: Callable[[], Consumer],
     folder: str,
     scoreboard: Scoreboard,
+    shared: Arena | None,
     limits: Limits,
     doors: Doors,
     lifeline: Lifeline,
 ) -> int:
     for listener in doors.all():
         listener.close()
-    return forker.main(load, folder, scoreboard, limits, lifeline)
+    return forker.main(load, folder, scoreboard, shared, limits, lifeline)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
+from .frames import Payload
 from .limits import AUTO_DEPTH
 from .wire import job_number
 
@@ -27,9 +28,7 @@ class Job:
 
     __slots__ = ("arrived", "client", "deadline", "name", "number", "payload", "streamed", "tag", "tries")
 
-    def __init__(
-        self, number: int, payload: bytes | bytearray, client: Any, tag: int, name: str, arrived: float
-    ) -> None:
+    def __init__(self, number: int, payload: Payload, client: Any, tag: int, name: str, arrived: float) -> None:
         self.number = number
         self.payload = payload
         self.client = client  # None: nobody waits for it any more
@@ -177,7 +176,7 @@ class Dispatcher:
 
     # ---- jobs ----
 
-    def submit(self, payload: bytes | bytearray, client: Any, now: float, tag: int = 0, name: str = "") -> Job:
+    def submit(self, payload: Payload, client: Any, now: float, tag: int = 0, name: str = "") -> Job:
         """A request is complete: it waits."""
         self._counter += 1
         number = job_number(self._generation, self._counter)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .arena import Arena
 from .consumer import Consumer, describe, one_line, run
 from .errors import HandlerLoadError
 from .folders import front_lock, is_held
@@ -79,10 +80,17 @@ class _Fork:
     worn: bool = False  # the supervisor knows that it is to be replaced
 
 
-def main(load: Callable[[], Consumer], folder: str, scoreboard: Scoreboard, limits: Limits, lifeline: Lifeline) -> int:
+def main(
+    load: Callable[[], Consumer],
+    folder: str,
+    scoreboard: Scoreboard,
+    arena: Arena | None,
+    limits: Limits,
+    lifeline: Lifeline,
+) -> int:
     """Be a forker: load, then do what the supervisor says until it is gone. Returns the exit code."""
     keep_only([lifeline.fileno()], files=True)
-    forker = Forker(folder, scoreboard, limits, lifeline)
+    forker = Forker(folder, scoreboard, arena, limits, lifeline)
     try:
         forker.load(load)
     except HandlerLoadError as error:
@@ -95,9 +103,12 @@ def main(load: Callable[[], Consumer], folder: str, scoreboard: Scoreboard, limi
 class Forker:
     """A forker's tables and loop."""
 
-    def __init__(self, folder: str, scoreboard: Scoreboard, limits: Limits, lifeline: Lifeline) -> None:
+    def __init__(
+        self, folder: str, scoreboard: Scoreboard, arena: Arena | None, limits: Limits, lifeline: Lifeline
+    ) -> None:
         self._folder = folder
         self._scoreboard = scoreboard
+        self._arena = arena
         self._limits = limits
         self._lifeline = lifeline
         self._consumer: Consumer
@@ -253,7 +264,7 @@ class Forker:
     def _fork(self, number: int, slot_index: int) -> None:
         self._scoreboard.clear(slot_index)
         slot = self._scoreboard.slot(slot_index)
-        make_end = partial(self._end, self._folder, number)
+        make_end = partial(self._end, self._folder, number, arena=self._arena)
         stack, stack_writer = os.pipe()
         os.set_blocking(stack, False)
         os.set_blocking(stack_writer, False)
@@ -324,11 +335,12 @@ class Forker:
             given=bool(each.slot[DONE] or each.slot[JOB]),
             **more,
         )
+        each.slot[JOB] = 0  # a front to come asks who may still touch what the last one lent
 
 
 def _consumer_main(
     consumer: Consumer,
-    make_end: Callable[[int], ConsumerEnd],
+    make_end: Callable[..., ConsumerEnd],
     slot: memoryview,
     outbox: Outbox,
     limits: Limits,

@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import green
 from .address import Address
 from .errors import BadFrame, Code, Failure, Overloaded, RequestError, ShuttingDown, failure
-from .frames import CLIENT_KINDS, HEADER, MAX_U32, Frame, FrameKind, FrameParser, decode_meta, encode, request_name
+from .frames import (
+    CLIENT_KINDS,
+    HEADER,
+    MAX_U32,
+    Frame,
+    FrameKind,
+    FrameParser,
+    Lend,
+    Payload,
+    decode_meta,
+    encode,
+    request_name,
+)
 from .limits import Limits
 from .outgoing import Outgoing
 
@@ -42,14 +54,15 @@ class Door(Protocol):
     bytes_out: int
     busy: set[Any]  # connections that a drain waits for
     framed: set[Framed]
+    lend: Lend  # memory for long requests
 
     def admit(self, size: int) -> None:
         """A request of so many bytes is announced. Raises Overloaded if it is refused."""
 
-    def take(self, payload: bytes | bytearray, client: Framed, tag: int, name: str) -> Job:
+    def take(self, payload: Payload, client: Framed, tag: int, name: str) -> Job:
         """A request is complete that was not announced. Raises Overloaded if it is refused."""
 
-    def submit(self, payload: bytes | bytearray, client: Framed, tag: int, name: str) -> Job:
+    def submit(self, payload: Payload, client: Framed, tag: int, name: str) -> Job:
         """A request that was admitted is complete."""
 
     def refused(self, code: Code) -> None:
@@ -99,7 +112,7 @@ class Framed:
         self._door = door
         self._sock = sock
         self._peer = peer
-        self._parser = FrameParser(door.limits.max_message, CLIENT_KINDS, (FrameKind.REQUEST,))
+        self._parser = FrameParser(door.limits.max_message, CLIENT_KINDS, (FrameKind.REQUEST,), door.lend)
         self._jobs: dict[int, Job] = {}  # unanswered, by id
         self._most_jobs = door.limits.max_in_flight
         self._admitted = -1  # bytes that the front expects of the pending frame; -1: none

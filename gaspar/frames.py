@@ -23,6 +23,14 @@ _WHOLE = 64 * 1024  # bytes; a longer body is read to where it stays, a shorter 
 _MAX_NAME = 128  # characters
 _FIRST_SPACE = 1024 * 1024  # bytes
 
+Payload = bytes | bytearray | memoryview
+Lend = Callable[[int], memoryview | None]
+
+
+def nothing(_size: int) -> memoryview | None:
+    """Lend no memory."""
+    return None
+
 
 class FrameKind(enum.IntEnum):
     """What a frame says; below 16 it comes from the client."""
@@ -51,7 +59,7 @@ class Frame(NamedTuple):
     a: int
     b: int
     meta: bytes
-    body: bytes | bytearray
+    body: Payload
 
 
 _frame: Callable[[tuple[Any, ...]], Frame] = partial(tuple.__new__, Frame)  # half of what Frame(...) costs
@@ -118,12 +126,14 @@ class FrameParser:
         max_body: the longest body, bytes.
         kinds: those that the other side may send; a client ignores what it does not know.
         named: kinds whose id may not be 0.
+        lend: returns memory for a body of so many bytes, or None if it has none.
     """
 
     __slots__ = (
         "_body",
         "_have",
         "_kinds",
+        "_lend",
         "_named",
         "_rest",
         "_size",
@@ -135,12 +145,19 @@ class FrameParser:
         "skipping",
     )
 
-    def __init__(self, max_body: int, kinds: Container[int] = ANY_KIND, named: Container[int] = ()) -> None:
+    def __init__(
+        self,
+        max_body: int,
+        kinds: Container[int] = ANY_KIND,
+        named: Container[int] = (),
+        lend: Lend = nothing,
+    ) -> None:
         self.max_body = max_body
+        self._lend = lend
         self._kinds = kinds
         self._named = named
         self._rest = b""  # of a frame whose header or meta is not complete, or that is short
-        self._body = bytearray()  # of the pending frame
+        self._body: bytearray | memoryview = bytearray()  # of the pending frame
         self._size = self._have = 0  # bytes of it: announced, come
         self.skipping = False  # the pending frame is thrown away
         self.pending: Frame | None = None  # its long body is still to come, and empty here
@@ -229,6 +246,9 @@ class FrameParser:
     def _make_room(self, count: int) -> None:
         needed = self._have + count
         if needed > len(self._body):
+            if not self._have and (lent := self._lend(self._size)) is not None:
+                self._body = lent
+                return
             larger = bytearray(min(self._size, max(_FIRST_SPACE, 2 * self._have, needed)))
             larger[: self._have] = memoryview(self._body)[: self._have]
             self._body = larger

@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from . import green
+from .arena import Arena, Lender
 from .control import Control
 from .crew import Crew
 from .deadlines import Deadlines
 from .dispatch import PATIENCE, Dispatcher, Job
 from .doors import Doors
 from .errors import Code, Failure, failure
+from .frames import Payload
 from .limits import Limits
 from .links import Results, make_context
 from .overview import Overview
@@ -42,6 +44,7 @@ def main(
     doors: Doors,
     folder: str,
     scoreboard: Scoreboard,
+    arena: Arena | None,
     limits: Limits,
     generation: int,
     lifeline: Lifeline,
@@ -50,7 +53,8 @@ def main(
     keep_only([lifeline.fileno(), *(each.fileno() for each in doors.all())], files=False)
     raise_file_limit()
     green.start()
-    front = Front(folder, scoreboard, limits, generation, lifeline, doors.addresses())
+    lender = Lender(arena, scoreboard, generation, green.later)
+    front = Front(folder, scoreboard, lender, limits, generation, lifeline, doors.addresses())
     front.serve(doors)
     return 0
 
@@ -62,6 +66,7 @@ class Front:
         self,
         folder: str,
         scoreboard: Scoreboard,
+        lender: Lender,
         limits: Limits,
         generation: int,
         lifeline: Lifeline,
@@ -71,11 +76,11 @@ class Front:
         self._lifeline = lifeline
         self._dispatcher = Dispatcher(generation, limits.depth)
         server = f"gaspar/{__version__}"
-        self._reception = Reception(limits, self._dispatcher, self, server)
+        self._reception = Reception(limits, self._dispatcher, self, server, lender.lend)
         self._deadlines = Deadlines()
         self._deadline_look: Callable[[], None] | None = None  # prevents the next look at them
         self._context = make_context()
-        self._results = Results(self._context, folder, generation)
+        self._results = Results(self._context, folder, generation, lender.at)
         self._crew = Crew(self._context, folder, scoreboard, self._dispatcher, generation)
         self._stats = Stats(green.monotonic())
         self._saw_wait, self._saw_run = self._stats.waits.append, self._stats.runs.append
@@ -141,7 +146,7 @@ class Front:
             return
         while pairs := self._dispatcher.assign(now):
             left = False
-            batches: dict[int, list[tuple[int, bytes | bytearray]]] = {}
+            batches: dict[int, list[tuple[int, Payload]]] = {}
             for consumer, job in pairs:
                 if job.name:
                     self._crew.name(consumer, job)
@@ -248,7 +253,7 @@ class Front:
             self._lifeline.send(Kind.RETIRED, number=number)
 
     def _answer(self, job: Job, result: Result) -> None:
-        client, job.client = job.client, None
+        client, job.client, job.payload = job.client, None, b""
         if client is None:  # it was let go while the consumers were given more
             return
         waited = result.begun // 1000 - int(job.arrived * 1e6)

@@ -14,10 +14,13 @@ import contextlib
 import os
 from array import array
 from collections import deque
+from collections.abc import Callable
 
 import zmq
 
+from .arena import FROM, Arena, place_of
 from .folders import claims_path, credits_path, jobs_path, results_path
+from .frames import Payload
 from .process import interrupting_nobody, wait_readable
 from .wire import (
     ALONE,
@@ -30,9 +33,12 @@ from .wire import (
     NAME,
     ONE,
     PART,
+    PLACE,
     RESULT,
     SEVERAL,
+    SHARED,
     SIZE,
+    Place,
     Result,
     generation_of,
 )
@@ -73,9 +79,21 @@ def make_context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 class Results:
-    """The front's end for all results."""
+    """The front's end for all results.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str, generation: int) -> None:
+    Args:
+        at: returns the reply that is in its request's place, by the block's start and the reply's size; None if the
+            block is lent no more.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        folder: str,
+        generation: int,
+        at: Callable[[int, int], memoryview | None] = lambda start, size: None,
+    ) -> None:
+        self._at = at
         self._socket = context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, 0)  # bounded by depth x consumers
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -103,6 +121,11 @@ class Results:
                 elif how == ALONE:  # the parts of a message arrive together
                     body = self._socket.recv(zmq.NOBLOCK, copy=False).buffer
                     results.append(Result(number, begun, ran, code, body))
+                elif how == SHARED:
+                    start, _, size = PLACE.unpack_from(data, RESULT.size)
+                    reply = self._at(start, size)
+                    if reply is not None:
+                        results.append(Result(number, begun, ran, code, reply))
                 else:
                     results += _split(data)
         except zmq.Again:
@@ -149,23 +172,25 @@ class ConsumerLink:
         """Say what a job that is about to be sent is called in logs."""
         self._socket.send(JOB.pack(number, NAME) + name.encode(errors="replace"), zmq.NOBLOCK)
 
-    def send(self, number: int, payload: bytes | bytearray) -> None:
+    def send(self, number: int, payload: Payload) -> None:
         """Send a job; its claim goes first, so that a consumer never sees a job without its claim."""
         os.write(self._claims, CLAIM.pack(number))
-        if len(payload) < APART:
+        if type(payload) is memoryview:
+            self._socket.send(JOB.pack(number, SHARED) + PLACE.pack(*place_of(payload)), zmq.NOBLOCK)
+        elif len(payload) < APART:
             self._socket.send(JOB.pack(number, ONE) + payload, zmq.NOBLOCK)
         else:
             self._socket.send(JOB.pack(number, ALONE), zmq.NOBLOCK | zmq.SNDMORE)
             self._socket.send(payload, zmq.NOBLOCK, copy=False)
 
-    def send_all(self, jobs: list[tuple[int, bytes | bytearray]]) -> None:
+    def send_all(self, jobs: list[tuple[int, Payload]]) -> None:
         """Send jobs, (number, payload) each, in this order; short ones in one message."""
         if len(jobs) == 1 or max([len(payload) for _, payload in jobs]) >= _SHORT:
             for number, payload in jobs:
                 self.send(number, payload)
             return
         pack = ENTRY.pack
-        parts: list[bytes | bytearray] = [JOB.pack(0, SEVERAL)]
+        parts: list[Payload] = [JOB.pack(0, SEVERAL)]
         for number, payload in jobs:
             parts += (pack(number, len(payload)), payload)
         os.write(self._claims, array("Q", [number for number, _ in jobs]).tobytes())
@@ -205,7 +230,7 @@ class ConsumerEnd:
         watched: a file descriptor (the lifeline) that ends a wait for jobs.
     """
 
-    def __init__(self, folder: str, number: int, watched: int) -> None:
+    def __init__(self, folder: str, number: int, watched: int, arena: Arena | None = None) -> None:
         for path in claims_path(folder, number), credits_path(folder, number):
             os.mkfifo(path, 0o600)
         self._claims = _open_fifo(claims_path(folder, number))
@@ -213,6 +238,7 @@ class ConsumerEnd:
         self._parent = os.getppid()
         self._parts = self._part_bytes = 0  # of the stream, that its client has not taken
         self._folder = folder
+        self._arena = arena
         self._context = zmq.Context(io_threads=1)
         self._jobs = self._context.socket(zmq.PULL)
         self._jobs.setsockopt(zmq.RCVHWM, 0)
@@ -220,7 +246,7 @@ class ConsumerEnd:
         self._jobs.bind("ipc://" + jobs_path(folder, number))
         self._results: zmq.Socket[bytes] | None = None
         self._front = -1  # the generation of the front that `_results` is connected to
-        self._came: deque[tuple[int, bytes]] = deque()  # jobs of one message, not yet claimed
+        self._came: deque[tuple[int, bytes | Place]] = deque()  # jobs of one message, not yet claimed
         self._names: dict[int, str] = {}  # of jobs that their clients have named
         self._held: list[tuple[int, int, int, int, bytes | memoryview]] = []  # results of one front, not yet sent
         self._claim = 0  # a number that was read and whose job has not come yet
@@ -232,8 +258,11 @@ class ConsumerEnd:
         """Wait until there is a job or the watched descriptor is readable."""
         self._poller.poll()
 
-    def recv(self) -> tuple[int, bytes] | None:
-        """Return the number and payload of the next job that is to be run, or None if none has come."""
+    def recv(self) -> tuple[int, bytes | Place] | None:
+        """Return the number and payload of the next job that is to be run, or None if none has come.
+
+        A payload in the arena is for `fetch`.
+        """
         while True:
             while not self._came:
                 try:
@@ -255,6 +284,8 @@ class ConsumerEnd:
             self._names[number] = data[JOB.size :].decode()
         elif how == ALONE:
             self._came.append((number, self._jobs.recv(zmq.NOBLOCK)))
+        elif how == SHARED:
+            self._came.append((number, Place(*PLACE.unpack_from(data, JOB.size))))
         else:
             at = JOB.size
             while at < len(data):
@@ -266,6 +297,31 @@ class ConsumerEnd:
     def name(self, number: int) -> str | int:
         """Say what a job is called in logs; once."""
         return self._names.pop(number, number) if self._names else number
+
+    def fetch(self, number: int, place: Place) -> bytes | None:
+        """Read a job's payload from the arena. None if its front is gone, so that nobody waits for it.
+
+        The scoreboard has to say by now that the job is begun: that is what keeps its place from being lent again.
+        """
+        assert self._arena is not None
+        return self._arena.read(number, place)
+
+    def put(self, place: Place, reply: bytes | memoryview) -> Place | None:
+        """Put a long reply in its request's place, while the scoreboard still says that its job runs.
+
+        Returns:
+            Where it is, for `send_placed`; None if it is to be sent.
+        """
+        assert self._arena is not None
+        if len(reply) < FROM or not self._arena.write(place, reply):
+            return None
+        return place._replace(size=len(reply))
+
+    def send_placed(self, number: int, begun: int, ran: int, place: Place) -> None:
+        """Send the result of a job whose reply was put in its request's place."""
+        self._flush()
+        head = RESULT.pack(number, begun, ran, 0, SHARED)
+        self._connected(generation_of(number)).send(head + PLACE.pack(*place))
 
     def _is_mine(self, number: int) -> bool:
         """Claim a job. False if the front has taken it back."""

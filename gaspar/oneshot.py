@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import green
 from .address import Address
 from .errors import Code, Failure, RequestError, TooBig
+from .frames import Lend, Payload
 from .limits import Limits
 from .wire import OneShotParser
 
@@ -48,6 +49,7 @@ class Door(Protocol):
     busy: set[Any]  # connections that a drain waits for: here, those with a green thread
     bytes_in: int  # of all clients, ever
     bytes_out: int
+    lend: Lend  # memory for long requests
 
     def admit(self, size: int) -> None:
         """A request of so many bytes is announced. Raises Overloaded if it is refused."""
@@ -55,7 +57,7 @@ class Door(Protocol):
     def refused(self, code: Code) -> None:
         """A request was not let in."""
 
-    def submit(self, payload: bytes | bytearray, client: OneShot) -> Job:
+    def submit(self, payload: Payload, client: OneShot) -> Job:
         """A request that was admitted is complete."""
 
     def cancel(self, jobs: Collection[Job]) -> Any:
@@ -103,7 +105,7 @@ class OneShot:
         self._door = door
         self._sock = sock
         self._peer = peer
-        self._parser: OneShotParser | None = OneShotParser(door.limits.max_message)
+        self._parser: OneShotParser | None = OneShotParser(door.limits.max_message, door.lend)
         self._admitted = -1  # bytes that the front expects of this request; -1: none yet
         self._owed = 0  # bytes of its reply that the front holds for it
         self._excess = False  # bytes came after the request

@@ -18,6 +18,7 @@ from . import green
 from .dispatch import Dispatcher, Job
 from .errors import Code, Overloaded
 from .framed import Framed, greeting
+from .frames import Lend, Payload, nothing
 from .limits import Limits
 from .oneshot import OneShot, UnixOneShot
 
@@ -69,10 +70,12 @@ class Reception:
 
     Args:
         server: the daemon's name and version, for its framed clients.
+        lend: returns memory for a long request, or None.
     """
 
-    def __init__(self, limits: Limits, dispatcher: Dispatcher, desk: Desk, server: str) -> None:
+    def __init__(self, limits: Limits, dispatcher: Dispatcher, desk: Desk, server: str, lend: Lend = nothing) -> None:
         self.limits = limits
+        self.lend = lend
         self.busy: set[OneShot | Framed] = set()  # clients that a drain waits for
         self.framed: set[Framed] = set()
         self.greeting = greeting(server, limits)
@@ -186,7 +189,7 @@ class Reception:
         self._check(size)
         self._reading_bytes += size
 
-    def take(self, payload: bytes | bytearray, client: Framed, tag: int, name: str) -> Job:
+    def take(self, payload: Payload, client: Framed, tag: int, name: str) -> Job:
         """Let in a request that is complete and was not announced.
 
         Raises:
@@ -216,7 +219,7 @@ class Reception:
         """A request that was admitted will never be complete."""
         self._reading_bytes -= size
 
-    def submit(self, payload: bytes | bytearray, client: OneShot | Framed, tag: int = 0, name: str = "") -> Job:
+    def submit(self, payload: Payload, client: OneShot | Framed, tag: int = 0, name: str = "") -> Job:
         """A request that was admitted is complete."""
         self._reading_bytes -= len(payload)
         return self._dispatcher.submit(payload, client, green.monotonic(), tag, name)

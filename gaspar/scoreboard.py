@@ -73,6 +73,10 @@ class Scoreboard:
         """Return one slot: eight words, to be indexed with JOB, BEGUN, DONE."""
         return self._words[index * _WORDS : (index + 1) * _WORDS]
 
+    def slots(self) -> list[memoryview]:
+        """Return all slots."""
+        return [self.slot(index) for index in range(self._slots)]
+
     def outbox(self, index: int) -> Outbox:
         """Return the outbox that belongs to a slot."""
         start = self._slots * _WORDS * 8 + index * _OUTBOX

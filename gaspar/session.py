@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .answer import Receipt, Reply
 from .errors import MAX_DETAIL, BadFrame, RequestError, restore
-from .frames import HEADER, MAGIC, MAX_U32, Frame, FrameKind, FrameParser, decode_meta, encode
+from .frames import HEADER, MAGIC, MAX_U32, Frame, FrameKind, FrameParser, Payload, decode_meta, encode
 
 _US = 1e6
 _MAX_HELLO = 64 * 1024  # bytes; before its greeting nothing longer is believed
@@ -41,7 +41,7 @@ class Session:
         self.leaving = False  # the daemon drains: what it has is answered, more is not taken
         self.error: RequestError | None = None  # the connection is of no use any more, since
         self._in_parts = in_parts
-        self._parts: dict[int, list[bytes | bytearray]] = {}
+        self._parts: dict[int, list[Payload]] = {}
         self._parser = FrameParser(_MAX_HELLO)
         self._last_id = 0
 

@@ -11,7 +11,7 @@ import struct
 from typing import Any, NamedTuple
 
 from .errors import BadFrame, TooBig
-from .frames import MAGIC
+from .frames import MAGIC, Lend, Payload, nothing
 
 # ---- one-shot: 4-byte length, payload; the reply ends with the connection ----
 
@@ -23,9 +23,11 @@ MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a le
 #
 # job     number u64 | how u8, 7 unused              | payload; if ALONE: in a second 0MQ frame;
 #                                                      if SEVERAL: for each job number u64 | size u32 | payload;
+#                                                      if SHARED: start u64 | room u32 | size u32, in the arena;
 #                                                      if NAME: what the job, which follows, is called in logs
 # result  number u64 | begun u64 | ran u32 | code u8 | how u8, 2 unused | body; if ALONE: in a second 0MQ frame;
 #                                  if SEVERAL: for each a result's head | size u32 | body
+#                                  if SHARED: start u64 | room u32 | size u32; the reply is in its request's place
 #
 # begun: nanoseconds of CLOCK_MONOTONIC. ran: microseconds, at least 1, saturating. code: 0, the body is the reply;
 # PART, it is a part of the reply; else an errors.Code, the body is its JSON detail.
@@ -33,9 +35,10 @@ MAX_FIRST_BYTE = 0x3F  # a first byte above begins another protocol's name; a le
 # credit  number u64 | bytes u64, of a part of that job's reply that its client has taken; or CLOSE, which
 #         holds for all jobs of older fronts too
 JOB = struct.Struct("=QB7x")
-ONE, ALONE, SEVERAL, NAME = 0, 1, 2, 3  # how
+ONE, ALONE, SEVERAL, NAME, SHARED = 0, 1, 2, 3, 4  # how
 ENTRY = struct.Struct("=QI")
 SIZE = struct.Struct("=I")
+PLACE = struct.Struct("=QII")
 RESULT = struct.Struct("=QQIBB2x")
 CLAIM = struct.Struct("=Q")
 CREDIT = struct.Struct("=QQ")
@@ -67,6 +70,14 @@ class Result(NamedTuple):
     body: bytes | memoryview
 
 
+class Place(NamedTuple):
+    """Where in the arena a payload is; bytes."""
+
+    start: int
+    room: int
+    size: int
+
+
 class OneShotParser:
     """Read one one-shot request: first its header, then its payload, straight to where it stays.
 
@@ -74,20 +85,24 @@ class OneShotParser:
     `excess`, and so are those after the name of the framed protocol. For a long payload, read into `space()`
     and say `filled(n)`: no copy is made.
 
+    Args:
+        lend: returns memory for a payload of so many bytes, or None if it has none.
+
     Raises (from feed):
         TooBig: more bytes are announced than `max_message`; none of them was asked for.
         BadFrame: the first byte begins another protocol's name.
     """
 
-    __slots__ = ("_buffer", "_have", "_header", "_max_message", "excess", "is_framed", "payload", "size")
+    __slots__ = ("_buffer", "_have", "_header", "_lend", "_max_message", "excess", "is_framed", "payload", "size")
 
-    def __init__(self, max_message: int) -> None:
+    def __init__(self, max_message: int, lend: Lend = nothing) -> None:
         self._max_message = max_message
+        self._lend = lend
         self._header = b""
         self._have = 0
-        self._buffer = bytearray()  # of a payload that comes in parts
+        self._buffer: bytearray | memoryview = bytearray()  # of a payload that comes in parts
         self.size = -1  # bytes announced; -1 while the header is not complete
-        self.payload: bytes | bytearray = b""
+        self.payload: Payload = b""
         self.excess = b""
         self.is_framed = False  # the connection is one of the framed protocol
 
@@ -141,6 +156,9 @@ class OneShotParser:
     def _make_room(self, count: int) -> None:
         needed = self._have + count
         if needed > len(self._buffer):
+            if not self._have and (lent := self._lend(self.size)) is not None:
+                self.payload = self._buffer = lent
+                return
             larger = bytearray(min(self.size, max(_FIRST_SPACE, 2 * self._have, needed)))
             larger[: self._have] = memoryview(self._buffer)[: self._have]
             self.payload = self._buffer = larger

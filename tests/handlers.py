@@ -35,6 +35,15 @@ def await_file(message: bytes) -> bytes:
     return message
 
 
+def long_echo(message: bytes) -> bytes:
+    """FILE newline NUMBER newline DATA: note in FILE.begun that it began, wait for FILE, add so many bytes to DATA."""
+    path, number, data = message.split(b"\n", 2)
+    if path:
+        _note(path + b".begun")
+    await_file(path)
+    return data + b"+" * int(number)
+
+
 def _fork_and_return() -> bytes:
     child = os.fork()
     if child:
