@@ -132,7 +132,7 @@ class Unspeakable(Exception):
         (StopIteration("x"), "StopIteration", "x"),
         (MemoryError(), "MemoryError", ""),
         (Unspeakable(), f"{__name__}.Unspeakable", "its message cannot be shown: __str__ raised"),
-        (ValueError("\ud800 alone"), "ValueError", "\ud800 alone"),
+        pytest.param(ValueError("\ud800 alone"), "ValueError", "\ud800 alone", id="half a pair"),
     ],
 )
 def test_whatever_is_raised_is_told(error: BaseException, kind: str, message: str) -> None:
