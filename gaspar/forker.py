@@ -34,7 +34,6 @@ from .process import (
     describe_exit,
     die_with_parent,
     fork,
-    interrupt_nobody,
     keep_only,
     wait_readable,
 )
@@ -350,7 +349,6 @@ def _consumer_main(
 ) -> int:
     """Be a consumer: the first code of the forked process."""
     os.setpgid(0, 0)  # so that what it starts can be ended with it
-    interrupt_nobody()
     die_with_parent(forker)
     faulthandler.register(STACK_SIGNAL, file=stack, all_threads=False)
     return run(consumer, make_end(lifeline.fileno()), lifeline, slot, outbox, limits)

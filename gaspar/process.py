@@ -245,21 +245,17 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def interrupt_nobody() -> None:
-    """Let this process, when it wakes up, wait until whoever runs has done its part; sched(7), SCHED_BATCH.
-
-    A consumer that a job wakes would else take the CPU from the front in the middle of sending the others theirs.
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        with contextlib.suppress(OSError):  # a sandbox does not let us
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
 @contextlib.contextmanager
 def interrupting_nobody() -> Iterator[None]:
-    """As `interrupt_nobody`, for the threads that are started meanwhile."""
-    before = os.sched_getscheduler(0) if hasattr(os, "SCHED_BATCH") else None
-    interrupt_nobody()
+    """Let the threads that are started meanwhile wait, when they wake up, until whoever runs has done its part.
+
+    Source: sched(7), SCHED_BATCH. A no-op where there is none, or a sandbox forbids it.
+    """
+    before = None
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):
+            before = os.sched_getscheduler(0)
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     yield
     if before is not None:
         with contextlib.suppress(OSError):

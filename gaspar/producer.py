@@ -104,6 +104,7 @@ class Producer:
         self.stopped = Signal(self._wait_for, lambda: self._stopped)
         self._address = Address(host, parse_port(port))
         self._bound: Address | None = None
+        self._control = ""
         self._lifeline: Lifeline | None = None
         self._pid = 0
         self._owner = 0  # the process that started the daemon
@@ -124,6 +125,11 @@ class Producer:
     def address(self) -> str:
         """Where the daemon listens, as `gaspar.client.request` takes it."""
         return str(self._bound or self._address)
+
+    @property
+    def control(self) -> str:
+        """The address that `gaspar-top` asks (docs/control.rst); "" before the daemon has started."""
+        return self._control
 
     def start(self, blocking: bool = True) -> None:
         """Start the daemon, in processes of its own.
@@ -233,6 +239,7 @@ class Producer:
         for kind, fields in records:
             if kind is Kind.READY:
                 self._bound = parse(fields["addresses"][0])
+                self._control = fields["control"]
                 self.forker._pids = fields["pids"]
                 self._running = True
             elif kind is Kind.CONSUMERS:

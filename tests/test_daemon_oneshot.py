@@ -88,7 +88,7 @@ def test_the_longest_length_orders_no_memory(serve: Serve) -> None:
         with daemon.connect() as sock:
             sock.sendall(LENGTH.pack(2**30 - 1))
             assert fails(sock)
-    assert psutil.Process(daemon.front).memory_info().vms - before < 100 * 2**20
+    assert psutil.Process(daemon.front).memory_info().vms - before < 500 * 2**20  # a thread's heap takes 128
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n\r\n", b"\xff", b"@", b"GSP1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import signal
@@ -384,3 +385,10 @@ with producer:
 stop.set()
 """
     assert finish(script(SERVE + text)) == "b'hello'\n"
+
+
+def test_the_control_address_is_known_once_the_daemon_has_started() -> None:
+    producer = gaspar.Producer(gaspar.Consumer(bytes.upper), 0, processes=1)
+    assert producer.control == ""
+    with producer:
+        assert json.loads(gaspar.request(producer.control, b"health")) == {"status": "ok", "reasons": []}
