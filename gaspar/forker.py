@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NICE = 10  # of a consumer that has stepped aside
+_NICE = 15  # of a consumer that has stepped aside
 _QUICK = 0.005  # seconds between looks for a stack
 _SOON = 0.01  # seconds; what is due within is looked at now
 _LOOK = 0.05  # seconds between looks at the front, when the supervisor is gone
