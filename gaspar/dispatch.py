@@ -20,6 +20,7 @@ MAX_AUTO_DEPTH = 24  # an outbox has room for all their results, and more
 MIN_AUTO_DEPTH = 2  # one runs, one is on its way
 AUTO_WORK = 3000.0  # microseconds of work that automatic depth puts behind the job that runs
 PATIENCE = 0.010  # seconds that a job may run before what is behind it is taken back
+_TINY, _TINY_NO_MORE = 50.0, 200.0  # microseconds that the mean job runs
 _SMOOTHING = 1 / 32  # weight of the newest job in the mean run time
 
 
@@ -82,6 +83,7 @@ class Dispatcher:
         self._lost: dict[int, Job] = {}  # begun by a consumer that died; a result may still come
         self._depth = depth
         self._mean_run = AUTO_WORK  # microseconds
+        self.tiny = False  # the mean job is over as soon as it has begun
         self._short_run = 100.0  # microseconds; about a quarter of the jobs are shorter
         # level n: the consumers with n jobs in flight, the one that came there first, first;
         # the last level: those that get nothing now (full, stalled, retiring)
@@ -276,7 +278,9 @@ class Dispatcher:
         consumer.stalled = consumer.looked = False
         # a quantile by small steps: three down for each one up keep it where a quarter is below
         self._short_run *= 1.01 if ran > self._short_run else 0.97
-        self._mean_run += (ran - self._mean_run) * _SMOOTHING
+        self._mean_run = mean = self._mean_run + (ran - self._mean_run) * _SMOOTHING
+        if mean < _TINY if not self.tiny else mean > _TINY_NO_MORE:
+            self.tiny = not self.tiny
         self._place(consumer)
         return job
 

@@ -22,7 +22,7 @@ from .frames import Payload
 from .limits import Limits
 from .links import Results, make_context
 from .overview import Overview
-from .process import Lifeline, keep_only
+from .process import Lifeline, keep_only, let_interrupt
 from .reception import Reception, raise_file_limit
 from .scoreboard import JOB, Scoreboard
 from .stats import Stats
@@ -79,7 +79,8 @@ class Front:
         self._reception = Reception(limits, self._dispatcher, self, server, lender.lend)
         self._deadlines = Deadlines()
         self._deadline_look: Callable[[], None] | None = None  # prevents the next look at them
-        self._context = make_context()
+        self._context, self._threads = make_context()
+        self._tiny = False  # jobs are
         self._results = Results(self._context, folder, generation, lender.at)
         self._crew = Crew(self._context, folder, scoreboard, self._dispatcher, generation)
         self._stats = Stats(green.monotonic())
@@ -239,6 +240,8 @@ class Front:
                 answered.append((job, each))
         self._pump()  # the consumers go on while the replies are sent
         self._stats.fold_if_many()
+        if self._tiny != self._dispatcher.tiny:
+            self._on_tiny_changed()
         self._reception.gather()
         try:
             for job, result in answered:
@@ -247,6 +250,11 @@ class Front:
             self._reception.flush()
         self._tell_retired()
         self._look_if_drained()
+
+    def _on_tiny_changed(self) -> None:
+        """The 0MQ thread would take the CPU from us at the first of many tiny jobs; at others its haste saves time."""
+        self._tiny = self._dispatcher.tiny
+        let_interrupt(self._threads, not self._tiny)
 
     def _tell_retired(self) -> None:
         for number in self._crew.take_retired():

@@ -21,7 +21,7 @@ import zmq
 from .arena import FROM, Arena, place_of
 from .folders import claims_path, credits_path, jobs_path, results_path
 from .frames import Payload
-from .process import interrupting_nobody, wait_readable
+from .process import thread_ids, wait_readable
 from .wire import (
     ALONE,
     APART,
@@ -69,13 +69,13 @@ def _read_claim(fd: int) -> int:
 # ---- the front's ends ----
 
 
-def make_context() -> zmq.Context[zmq.Socket[bytes]]:
-    """Make the front's context; its thread does not interrupt the front, which has more for it in a moment."""
+def make_context() -> tuple[zmq.Context[zmq.Socket[bytes]], set[int]]:
+    """Make the front's context. Returns it and the threads that it has."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
     context.set(zmq.MAX_SOCKETS, 4096)
-    with interrupting_nobody():  # THREAD_SCHED_POLICY would abort where a sandbox forbids it
-        context.socket(zmq.PULL).close()  # starts the thread
-    return context
+    before = thread_ids()
+    context.socket(zmq.PULL).close()  # starts them
+    return context, thread_ids() - before
 
 
 class Results:

@@ -15,7 +15,7 @@ import socket
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from .wire import Kind, Record, RecordParser, encode_record
@@ -245,21 +245,23 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-@contextlib.contextmanager
-def interrupting_nobody() -> Iterator[None]:
-    """Let the threads that are started meanwhile wait, when they wake up, until whoever runs has done its part.
+def thread_ids() -> set[int]:
+    """List the threads of this process, where the system has names for them."""
+    with contextlib.suppress(OSError):
+        return {int(name) for name in os.listdir("/proc/self/task")}
+    return set()
+
+
+def let_interrupt(threads: Iterable[int], interrupt: bool) -> None:
+    """Say whether threads of this process, when they wake up, may take the CPU from whoever runs.
 
     Source: sched(7), SCHED_BATCH. A no-op where there is none, or a sandbox forbids it.
     """
-    before = None
     if hasattr(os, "SCHED_BATCH"):
-        with contextlib.suppress(OSError):
-            before = os.sched_getscheduler(0)
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    yield
-    if before is not None:
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, before, os.sched_param(0))
+        policy = os.SCHED_OTHER if interrupt else os.SCHED_BATCH
+        for thread in threads:
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(thread, policy, os.sched_param(0))
 
 
 def keep_only(keep: Iterable[int], *, files: bool) -> None:

@@ -309,3 +309,16 @@ def test_several_addresses_are_served_at_once(serve: Serve, tmp_path: pathlib.Pa
         with daemon.connect(address) as sock:
             sock.sendall(LENGTH.pack(5) + b"hello")
             assert read_all(sock) == b"hello"
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has it")
+def test_the_fronts_0mq_thread_interrupts_nobody_while_requests_are_tiny(serve: Serve) -> None:
+    daemon = serve("faulty", "-p", "1")
+
+    def policies() -> set[int]:
+        return {os.sched_getscheduler(int(name)) for name in os.listdir(f"/proc/{daemon.front}/task")}
+
+    assert policies() == {os.SCHED_OTHER}
+    wait_until(lambda: daemon.ask(b"") == b"" and policies() == {os.SCHED_OTHER, os.SCHED_BATCH})
+    assert os.sched_getscheduler(daemon.front) == os.SCHED_OTHER
+    assert {os.sched_getscheduler(pid) for pid in daemon.consumers} == {os.SCHED_OTHER}
