@@ -105,8 +105,8 @@ def _only_control() -> str:
     found = ["unix:" + path for path in controls()]
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} run: {', '.join(found)}" if found else "none runs"
-    raise click.UsageError(f"Name the control address; it is found by itself when one daemon of yours runs, {what}.")
+    what = f"{len(found)} run: {', '.join(found)}" if found else "none does"
+    raise click.UsageError(f"Name the control address: it is found if one daemon of yours runs, and {what}.")
 
 
 def _check_seconds(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:

@@ -414,7 +414,7 @@ def test_health_is_told_by_an_exit_code(serve: Serve, tmp_path: pathlib.Path, na
     gone = call(daemon, daemon.control)
     assert gone.returncode == 1 and "nobody listens there" in gone.stderr
     nobody = call(daemon)
-    assert nobody.returncode == 2 and "none runs" in nobody.stderr
+    assert nobody.returncode == 2 and "none does" in nobody.stderr
 
 
 def test_the_health_of_an_address_for_clients_is_not_told(serve: Serve) -> None:
