@@ -149,8 +149,6 @@ class Front:
             left = False
             batches: dict[int, list[tuple[int, Payload]]] = {}
             for consumer, job in pairs:
-                if job.name:
-                    self._crew.name(consumer, job)
                 if job.deadline <= now:
                     self._dispatcher.abandon(job.number)
                     self._on_too_late(job, now)
@@ -161,6 +159,8 @@ class Front:
                     job.client.drop()
                     left = True
                 else:
+                    if job.name:
+                        self._crew.name(consumer, job)
                     batches.setdefault(consumer, []).append((job.number, job.payload))
             for consumer, jobs in batches.items():
                 self._crew.send(consumer, jobs)
