@@ -108,6 +108,8 @@ class Control:
         raise _Refused(f"{' '.join(words)[:100]!r}: expected {words[0]} N, {what}, from 1 to {most}")
 
     def _pass_on(self, kind: Kind, **fields: Any) -> dict[str, Any]:
+        if self._overview.draining and kind is not Kind.DRAIN:
+            raise _Refused(f"{kind.name.lower()}: the daemon is draining and about to stop")
         log.info("%s was ordered at the control address", " ".join([kind.name.lower(), *map(str, fields.values())]))
         self._order(kind, **fields)
         return {"ordered": kind.name.lower(), **fields}

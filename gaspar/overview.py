@@ -65,7 +65,7 @@ class Overview:
             "time": time.time(),
             "started": self._started,
             "addresses": self._addresses,
-            "draining": reception.draining,
+            "draining": self.draining,
             "health": self.health(),
             "front": {
                 "pid": os.getpid(),
@@ -94,10 +94,15 @@ class Overview:
             "history": stats.history(),
         }
 
+    @property
+    def draining(self) -> bool:
+        """True once the daemon was told to stop."""
+        return self._reception.draining
+
     def health(self) -> dict[str, Any]:
         """Say whether a request would be answered soon, and if not, why; sentences for people."""
         now, limit = green.monotonic(), self._limits.health_wait
-        reasons = ["draining: it is about to stop"] if self._reception.draining else []
+        reasons = ["draining: it is about to stop"] if self.draining else []
         oldest = self._dispatcher.oldest
         if not self._crew:
             reasons.append("there is no consumer")

@@ -243,6 +243,9 @@ def test_reload_scale_and_drain_do_what_the_signals_do(serve: Serve, tmp_path: p
         assert ask("health")["reasons"] == ["draining: it is about to stop"]
         ask("drain")  # a second one does not stop it at once
         assert ask("stats")["draining"] is True
+        for order in (b"reload", b"scale 2"):
+            with gaspar.Client(daemon.control) as client, pytest.raises(gaspar.HandlerError, match="is draining"):
+                client.request(order)
     assert daemon.end() == 0
 
 
