@@ -13,6 +13,7 @@ from .dispatch import Dispatcher
 from .gauges import Gauges
 from .limits import Limits
 from .reception import Reception
+from .roster import REASONS
 from .stats import Stats
 
 FAILING, HEALTHY = "failing", "ok"
@@ -50,7 +51,9 @@ class Overview:
         self._started = time.time()
         self._supervisor = os.getppid()
         self.processes = limits.processes  # consumers wanted
-        self.restarts: dict[str, int] = {}  # consumers that ended, by reason
+        self.restarts = dict.fromkeys(
+            REASONS, 0
+        )  # consumers that ended; the supervisor says, as soon as it hears of us
 
     def stats(self) -> dict[str, Any]:
         """Lay out all numbers, as docs/control.rst has them."""

@@ -76,7 +76,7 @@ TABLE = {
     "gauges": "",
     "logs": "",
     "doors": "address systemd",
-    "overview": "crew dispatch gauges green limits reception stats",
+    "overview": "crew dispatch gauges green limits reception roster stats",
     "control": "dispatch errors green limits overview reception wire",
     "metrics": "green overview",
     "watcher": "process wire",
